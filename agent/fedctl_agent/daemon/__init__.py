@@ -1,0 +1,1 @@
+"""The daemon: HTTP on a socket, slots, blobs, tasks and policy; standard library, h11 and psutil only."""

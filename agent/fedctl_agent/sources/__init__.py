@@ -1,0 +1,1 @@
+"""Where local data comes from: one module a kind of source."""

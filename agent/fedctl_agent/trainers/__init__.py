@@ -1,0 +1,1 @@
+"""What a job computes: one module a trainer."""

@@ -1,0 +1,1 @@
+"""The worker: verifies every envelope, imports NumPy once, forks one job a task."""

@@ -1,0 +1,26 @@
+"""Every cap on what is read from the other side, in one place, checked before anything is parsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps with their units; one instance, `LIMITS`, serves both sides."""
+
+    json_body_bytes: int = 4 * MIB  # a signed manifest with 10,000 features' scaling is under 1 MiB
+    blob_bytes: int = 1024 * MIB
+    tensor_header_bytes: int = 1 * MIB
+    tensors: int = 4096
+    tensor_rank: int = 8
+    parameters: int = 256 * 1024 * 1024  # float32 elements of one model
+    graph_nodes: int = 10_000
+    cohort: int = 10_000  # devices in a fleet or round
+    message_chars: int = 2_000  # of a reason or error that travels
+
+
+LIMITS = Limits()

@@ -1,0 +1,352 @@
+"""The messages of the protocol, one frozen class each; `docs/protocol/` describes them in prose.
+
+A class with an `extra` field keeps what a newer peer added; policy, plan and what the root signs
+refuse unknown fields, because a device must never act on half an instruction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fedctl_wire.codec import Json
+from fedctl_wire.names import Name
+
+
+class TaskKind(StrEnum):
+    """A unit of work on a device."""
+
+    GOLDEN = "golden"
+    STATS = "stats"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class TaskState(StrEnum):
+    """Where a task stands on its device; the last four are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether the device will not work on the task again."""
+        return self not in {TaskState.QUEUED, TaskState.RUNNING}
+
+
+# ------------------------------------------------------------------ trust: signed by the fleet root
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """Gives a device its identity in a fleet. Signed by the root."""
+
+    fleet: str  # uuid
+    device: Name
+    identity_key: str  # raw Ed25519 public key, hex
+    serial: int
+    enrolled_at: str  # RFC 3339, UTC
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RosterOperator:
+    """Who may sign plans and bundles."""
+
+    name: Name
+    key: str  # raw Ed25519 public key, hex
+
+
+@dataclass(frozen=True, slots=True)
+class RosterDevice:
+    """A member of the fleet as the root knows it; no longer listed means revoked."""
+
+    name: Name
+    key: str
+    serial: int
+    enrolled_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Everyone in the fleet. Signed by the root; a device refuses a lower `serial` than it holds."""
+
+    fleet: str
+    serial: int
+    issued_at: str
+    operators: tuple[RosterOperator, ...]
+    devices: tuple[RosterDevice, ...]
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a device agrees to, enforced by the device even against its operator. Signed by the root.
+
+    `policy.local.json` has the same keys, unsigned and all optional, and can only tighten.
+    """
+
+    fleet: str
+    device: Name
+    serial: int
+    allow: tuple[TaskKind, ...] = (TaskKind.GOLDEN, TaskKind.STATS, TaskKind.TRAIN, TaskKind.EVALUATE)
+    min_examples: int = 20
+    share: tuple[str, ...] = ("metrics", "telemetry", "logs")
+    access: str = "none"
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Answer of `GET /v1/identity`: who the device is, before and after enrolment."""
+
+    identity_key: str
+    enrolled: bool
+    fleet: str | None = None
+    device: str | None = None
+    root_key: str | None = None
+    roster_serial: int = 0
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentRequest:
+    """Body of `PUT /v1/enrolment`: the root to pin and three envelopes that it signed."""
+
+    root_key: str
+    enrolment: Json  # Envelope
+    roster: Json  # Envelope
+    policy: Json  # Envelope
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------ work: signed by the operator
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """The model version a plan starts from: `sha256` of its manifest bytes names it."""
+
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """How many devices take part and the hash of their names, so that the names stay private."""
+
+    size: int
+    names_sha256: str
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Cohort:
+        """The cohort of these device names, in any order."""
+        ordered = sorted(names)
+        return cls(len(ordered), hashlib.sha256("\n".join(ordered).encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """The effective hyper-parameters of local training; a device reads no others."""
+
+    lr: float
+    momentum: float = 0.0
+    local_epochs: int = 1
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    max_examples: int | None = None  # cap on a device's weight in the mean
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRules:
+    """When collection ends and what may be published; read by the workstation."""
+
+    quorum: int
+    deadline_s: float = 600.0
+    tolerance: float = 0.05  # candidate loss <= base loss * (1 + tolerance)
+    strategy: str = "fedavg"
+    until: str | None = None
+    max_update_norm: float | None = None
+    finish_at_quorum: bool = False
+    keep_updates_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a round, or one task outside a round, computes. Signed by the operator.
+
+    Its name is the SHA-256 of its payload bytes. `train` and `rules` are None outside rounds.
+    """
+
+    fleet: str
+    round: str  # uuid
+    model: Name
+    base: BaseModel
+    kinds: tuple[TaskKind, ...]
+    seed: int
+    cohort: Cohort
+    holdout: Cohort
+    train: TrainSettings | None = None
+    rules: RoundRules | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """Body of `PUT /v1/tasks/{task_id}`."""
+
+    task_id: str
+    attempt: int
+    device: Name
+    kind: TaskKind
+    bundle: str  # manifest sha256: the base's, or the candidate's for `evaluate`
+    plan: Json  # Envelope
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+def task_id(*, round_id: str, attempt: int, device: str, plan: str, kind: TaskKind, bundle: str) -> str:
+    """The one name of a task: the same work asked for twice is the same task."""
+    text = f"fedctl-task-v1\n{round_id}\n{attempt}\n{device}\n{plan}\n{kind.value}\n{bundle}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def job_seed(plan_seed: int, device: str, kind: TaskKind) -> int:
+    """The random seed of a job, without the attempt: same seed, same data, same bytes."""
+    digest = hashlib.sha256(f"{plan_seed}\n{device}\n{kind.value}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a task, device or request did not succeed: a stable word and a sentence."""
+
+    code: str
+    message: str
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job is; `seq` grows with every line of progress."""
+
+    seq: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    examples: int = 0
+    loss: float | None = None
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a job cost the device, over all its runs."""
+
+    cpu_ms: int = 0
+    wall_ms: int = 0
+    peak_rss_bytes: int = 0
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """Answer of `PUT` and `GET /v1/tasks/{task_id}`."""
+
+    task_id: str
+    kind: TaskKind
+    round: str
+    state: TaskState
+    runs: int = 0
+    acked: bool = False
+    progress: Progress = field(default_factory=Progress)
+    reason: Reason | None = None
+    result: Json | None = None  # Envelope of a Result, once state is `done`
+    usage: Usage = field(default_factory=Usage)
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One model version measured on one device's data; sums, so that a fleet's can be added."""
+
+    examples: int
+    loss_sum: float
+    correct: int
+    histogram: tuple[tuple[int, ...], ...] | None = None  # (2, 1024) counts of scores, two classes only
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished task says of itself. Signed by the device's identity key."""
+
+    task_id: str
+    round: str
+    attempt: int
+    device: Name
+    kind: TaskKind
+    plan: str  # sha256
+    bundle: str  # sha256
+    examples: int
+    agent_version: str
+    runtime: str  # e.g. "numpy 2.1.0"
+    result_sha256: str | None = None  # of result.safetensors: train and stats
+    result_bytes: int | None = None
+    loss: float | None = None  # train: mean loss of the last local epoch
+    base: Evaluation | None = None  # evaluate
+    candidate: Evaluation | None = None  # evaluate
+    version: int = 1
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------ answers of the agent
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Answer of `GET /v1/health`."""
+
+    version: str  # of the agent
+    time: str  # RFC 3339, UTC, by the device's clock
+    boot_id: str
+    device: str | None = None
+    roster_serial: int = 0
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MissingBlob:
+    """A file that a bundle needs and the device lacks; the upload goes on at `offset`."""
+
+    sha256: str
+    bytes: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInstalled:
+    """Answer of `PUT /v1/models/{name}/{version}`; `missing` is empty once the slot holds the bundle."""
+
+    model: str
+    version: int
+    bundle: str  # manifest sha256
+    slot: str | None = None  # "A" or "B"
+    active: bool = False
+    missing: tuple[MissingBlob, ...] = ()
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    """Body of every error answer."""
+
+    code: str
+    message: str
+    hint: str = ""
+    subject: str = ""
+    extra: dict[str, Json] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""How client updates become the next model, block by block."""

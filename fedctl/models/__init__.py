@@ -1,0 +1,1 @@
+"""Builders of training graphs, checked here before they travel."""

@@ -1,0 +1,1 @@
+"""Use cases: each public function is one thing an admin asks for; they return results and print nothing."""

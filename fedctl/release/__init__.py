@@ -1,0 +1,1 @@
+"""What is signed and shipped: keys, bundles, the agent and its wheels."""

@@ -1,0 +1,1 @@
+"""How the workstation reaches an agent: Unix sockets and SSH, one client over both."""
