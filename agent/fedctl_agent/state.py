@@ -1,0 +1,178 @@
+"""The agent's state directory: where everything is, and how a file is made durable.
+
+Daemon and worker share it. Every file but a job's `progress.jsonl` and logs (flash wear) is written
+as temporary file, fsync, rename, fsync of the directory: after a power cut a reader finds the old
+content or the new, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fedctl_wire.codec import Json, parse_bytes
+from fedctl_wire.limits import LIMITS
+
+PRIVATE_FILE = 0o600
+PRIVATE_DIRECTORY = 0o700
+TEMPORARY_SUFFIX = ".part"  # what a crash may leave behind; no reader looks at such a file
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """Paths below one agent's state directory; nothing but `create` touches the disk."""
+
+    path: Path
+
+    def create(self) -> None:
+        """Make the directory and its parts, readable by their owner only, where they are missing."""
+        self.path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        for part in (self.identity, self.sources, self.blobs, self.models, self.tasks, self.spool):
+            part.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+
+    @property
+    def identity(self) -> Path:
+        """Directory of the identity key and the enrolment."""
+        return self.path / "identity"
+
+    @property
+    def identity_key(self) -> Path:
+        """The private key, PEM, mode 0600; read by `keygen` and the worker only."""
+        return self.identity / "key.pem"
+
+    @property
+    def identity_public(self) -> Path:
+        """The public key, 64 hex characters."""
+        return self.identity / "key.pub"
+
+    @property
+    def root_key(self) -> Path:
+        """`{"root_key": hex}`: the pinned root. Its presence means that the device is enrolled."""
+        return self.identity / "root.json"
+
+    @property
+    def enrolment(self) -> Path:
+        """The enrolment envelope."""
+        return self.identity / "enrolment.json"
+
+    @property
+    def policy(self) -> Path:
+        """The root-signed policy envelope."""
+        return self.path / "policy.json"
+
+    @property
+    def policy_local(self) -> Path:
+        """The unsigned policy of whoever is at the device; optional, can only tighten."""
+        return self.path / "policy.local.json"
+
+    @property
+    def roster(self) -> Path:
+        """The root-signed roster envelope."""
+        return self.path / "roster.json"
+
+    @property
+    def sources(self) -> Path:
+        """Directory of `NAME.toml`: where local data is."""
+        return self.path / "sources"
+
+    @property
+    def settings(self) -> Path:
+        """`agent.toml`: optional limits set by whoever installed the agent."""
+        return self.path / "agent.toml"
+
+    @property
+    def blobs(self) -> Path:
+        """Directory of uploads: `SHA256`, and `SHA256.part` while one is unfinished."""
+        return self.path / "blobs"
+
+    @property
+    def models(self) -> Path:
+        """Directory of `NAME/{A,B,active}`."""
+        return self.path / "models"
+
+    @property
+    def tasks(self) -> Path:
+        """Directory of tasks that are queued or running."""
+        return self.path / "tasks"
+
+    @property
+    def spool(self) -> Path:
+        """Directory of finished tasks."""
+        return self.path / "spool"
+
+    @property
+    def socket(self) -> Path:
+        """Where the daemon listens unless told otherwise."""
+        return self.path / "agent.sock"
+
+    @property
+    def run_lock(self) -> Path:
+        """Locked by the running daemon, and holding its process id."""
+        return self.path / "run.lock"
+
+    @property
+    def supervise_lock(self) -> Path:
+        """Locked by the running supervisor, and holding its process id."""
+        return self.path / "supervise.lock"
+
+    @property
+    def log(self) -> Path:
+        """The agent's own log, JSON lines."""
+        return self.path / "agent.log"
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = PRIVATE_FILE) -> None:
+    """Replace `path` by `data` so that a crash at any point leaves the old content or the new.
+
+    Raises:
+        OSError: From the file system, e.g. ENOSPC; no temporary file is left behind.
+    """
+    with durable_file(path, mode=mode) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def durable_file(path: Path, *, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
+    """Write `path` through a stream; it appears, complete and durable, when the block ends well.
+
+    Raises:
+        OSError: From the file system; no temporary file is left behind then, nor when the block raises.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as stream:  # noqa: PTH123 - of a descriptor
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable: renames, creations and removals of entries."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path, *, limit: int = LIMITS.json_body_bytes) -> Json:
+    """Parse a JSON file of at most `limit` bytes.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        WireError: When it is too large or not JSON.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(limit + 1)
+    return parse_bytes(data, limit=limit, what=path.name)
