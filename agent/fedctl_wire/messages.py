@@ -172,9 +172,7 @@ class RoundRules:
     tolerance: float = 0.05  # candidate loss <= base loss * (1 + tolerance)
     strategy: str = "fedavg"
     until: str | None = None
-    max_update_norm: float | None = None
-    finish_at_quorum: bool = False
-    keep_updates_s: float = 3600.0
+    max_update_norm: float | None = None  # L2; a larger update is a dropped device
 
 
 @dataclass(frozen=True, slots=True)
