@@ -1,1 +1,37 @@
-"""What a job computes: one module a trainer."""
+"""What a job computes: one module a kind of task, and `run`, which picks it.
+
+Importing this package loads no NumPy; `run` does.
+"""
+
+from __future__ import annotations
+
+from fedctl_agent.trainers.contract import JobContext, JobError, Outcome
+from fedctl_wire.errors import WireError
+from fedctl_wire.messages import TaskKind
+
+__all__ = ["JobContext", "JobError", "Outcome", "run"]
+
+
+def run(context: JobContext) -> Outcome:
+    """Do the work of one task on local data.
+
+    `train` and `stats` leave a complete safetensors file at `context.output`, not yet synced.
+
+    Raises:
+        JobError: When the job fails by its own decision: a refusal, bad data, a bad model file.
+    """
+    from fedctl_agent.trainers import evaluate, golden, stats, train
+    from fedctl_graph.errors import GraphError
+
+    work = {
+        TaskKind.GOLDEN: golden.run,
+        TaskKind.STATS: stats.run,
+        TaskKind.TRAIN: train.run,
+        TaskKind.EVALUATE: evaluate.run,
+    }[context.kind]
+    try:
+        return work(context)
+    except GraphError as error:
+        raise JobError("graph", f"training graph: {error}") from error
+    except WireError as error:
+        raise JobError(error.code, str(error)) from error
