@@ -1,1 +1,67 @@
-"""How the workstation reaches an agent: Unix sockets and SSH, one client over both."""
+"""How the workstation reaches an agent: Unix sockets and SSH, one client over both.
+
+`connect` gives an `AgentClient` for one device, `sweep` works on many devices at once, and
+`open_admin` logs in as the person's own account to install or remove an agent. Importing this package loads
+neither paramiko nor httpx; the first connection does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedctl.core.errors import UsageError
+from fedctl.transport.admin import AdminSession, Completed, open_admin
+from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, Transport
+from fedctl.transport.client import AgentClient, Traffic
+from fedctl.transport.pool import Connections, retrying, sweep
+
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "AdminSession",
+    "AgentClient",
+    "Completed",
+    "Connections",
+    "Endpoint",
+    "Traffic",
+    "connect",
+    "open_admin",
+    "retrying",
+    "sweep",
+]
+
+
+def connect(
+    *,
+    device: str,
+    url: str,
+    host_key: str | None = None,
+    login_key: Path | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> AgentClient:
+    """A client of one device's agent; the connection is made by its first call.
+
+    Args:
+        device: The device's name, which every error carries.
+        url: `unix:///PATH` or `ssh://[user@]host[:port]`.
+        host_key: SSH: the pinned key, `ssh-ed25519 AAAA…`.
+        login_key: SSH: the fleet's login key, an unencrypted OpenSSH private key file.
+        timeout_s: How long one call may take; transfers get more by their size, long polls by their wait.
+
+    Raises:
+        UsageError: When the URL is not one of these, or SSH lacks the host key or the login key.
+    """
+    endpoint = Endpoint.parse(url)
+    return AgentClient(_transport(device, endpoint, host_key, login_key), timeout_s=timeout_s)
+
+
+def _transport(device: str, endpoint: Endpoint, host_key: str | None, login_key: Path | None) -> Transport:
+    if endpoint.scheme == "unix":
+        from fedctl.transport.unix import UnixTransport
+
+        return UnixTransport(device, Path(endpoint.path))
+    if host_key is None or login_key is None:
+        missing = "host key" if host_key is None else "login key"
+        raise UsageError(f"device {device} is reached by SSH but has no {missing}", subject=device)
+    from fedctl.transport.ssh import SshTransport
+
+    return SshTransport(device, endpoint, host_key=host_key, login_key=login_key)

@@ -1,0 +1,124 @@
+"""Where a device is (`Endpoint`) and what carries bytes to its agent (`Transport`).
+
+A transport only opens byte streams to the agent; HTTP over them is the same for all. Deadlines are
+instants of `time.monotonic()`.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol, Self
+from urllib.parse import unquote, urlsplit
+
+from fedctl.core.errors import FedctlError, UnreachableError, UsageError
+
+DEFAULT_TIMEOUT_S = 30.0  # seconds for one call
+MAX_STREAMS = 4  # a device; OpenSSH's MaxSessions is 10 and others may be logged in
+
+# No leading '-': a host that ssh would read as an option is refused before any program sees it.
+_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9._:%-]*")
+_USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]*\$?")
+_FORMS = "use unix:///absolute/path or ssh://[user@]host[:port]"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A parsed device URL. `path` is only set for `unix`, the others only for `ssh`."""
+
+    scheme: str  # "unix" or "ssh"
+    user: str | None = None
+    host: str = ""
+    port: int | None = None
+    path: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Parse `unix:///PATH` or `ssh://[user@]host[:port]`.
+
+        Raises:
+            UsageError: When the URL has another form, e.g. a relative path, a password or an option.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port, user = parts.hostname or "", parts.port, parts.username
+        except ValueError as error:
+            raise UsageError(f"device URL {url!r} is not valid: {error}", hint=_FORMS, subject=url) from error
+        if parts.query or parts.fragment or parts.password is not None:
+            raise UsageError(f"device URL {url!r} has a part that is not allowed", hint=_FORMS, subject=url)
+        if parts.scheme == "unix" and not parts.netloc and parts.path.strip("/"):
+            return cls("unix", path=unquote(parts.path))
+        if parts.scheme == "ssh" and _HOST.fullmatch(host) and parts.path in {"", "/"}:
+            if user is None or _USER.fullmatch(user):
+                return cls("ssh", user=user, host=host, port=port)
+        raise UsageError(f"device URL {url!r} is not valid", hint=_FORMS, subject=url)
+
+    @property
+    def url(self) -> str:
+        """The endpoint as a URL again; `parse` of it gives the same endpoint."""
+        if self.scheme == "unix":
+            return f"unix://{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        user = f"{self.user}@" if self.user else ""
+        return f"ssh://{user}{host}{'' if self.port is None else f':{self.port}'}"
+
+
+class Stream(Protocol):
+    """A connected byte stream to the agent; `OSError` and `TimeoutError` say what went wrong."""
+
+    def recv(self, max_bytes: int, timeout_s: float) -> bytes:
+        """The next bytes, or b"" at the end of the stream."""
+
+    def send(self, data: bytes, timeout_s: float) -> None:
+        """Send all of `data`."""
+
+    def close(self) -> None:
+        """Release the stream; never raises."""
+
+    def stale(self) -> bool:
+        """Whether the idle stream was closed by the other side, or holds bytes nobody asked for."""
+
+
+class Transport(ABC):
+    """Opens streams to one device's agent.
+
+    Implementations override `_dial` and `close`; whatever foreign exception they let out becomes an
+    `UnreachableError` that names the device.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def dial(self, *, deadline: float) -> Stream:
+        """Open a stream to the agent before `deadline`.
+
+        Raises:
+            UnreachableError: The device or its agent did not answer.
+            TrustError: Its host key is another one, or it refused the login.
+            DeviceError: Something else than an agent answered.
+        """
+        try:
+            return self._dial(deadline)
+        except FedctlError:
+            raise
+        except Exception as error:
+            raise UnreachableError(
+                f"device {self.device} could not be reached: {describe(error)}", subject=self.device
+            ) from error
+
+    @abstractmethod
+    def _dial(self, deadline: float) -> Stream: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up every connection to the device; never raises."""
+
+
+def describe(error: BaseException) -> str:
+    """The words of a foreign exception for a person: its text, else its type."""
+    if isinstance(error, TimeoutError):
+        return "connection timed out"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__

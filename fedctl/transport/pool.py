@@ -1,0 +1,88 @@
+"""Many devices at once: bounded threads, results as they come, connections kept for a command."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from fedctl.core.errors import FedctlError, UnreachableError
+from fedctl.transport.client import AgentClient
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+PARALLEL = 64  # devices worked on at the same time
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 15.0
+
+
+def sweep(
+    items: Iterable[Item], work: Callable[[Item], Result], *, parallel: int = PARALLEL
+) -> Iterator[tuple[Item, Result | FedctlError]]:
+    """Run `work` for every item in threads and yield (item, result or error) as they finish.
+
+    One device's `FedctlError` is a value and stops nobody; any other exception is a defect and is
+    raised here. When the caller stops early or is interrupted, no further item is started and the
+    running ones are left to end with the process.
+
+    Args:
+        items: What to work on; read completely before the first result.
+        work: Called in a thread of its own, at most once an item.
+        parallel: At most so many at the same time.
+    """
+    raise NotImplementedError
+
+
+def retrying(
+    work: Callable[[], Result],
+    *,
+    deadline: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+    jitter: Callable[[], float] = random.random,
+) -> Result:
+    """Call `work` again after each `UnreachableError`, with growing random pauses, until `deadline`.
+
+    Args:
+        work: What to try; it must be idempotent, as every call of an agent is.
+        deadline: Instant of `clock` after which the last error is raised instead of another try.
+        clock: Seconds, monotonic.
+        sleep: Waits so many seconds, e.g. an event's `wait`.
+        jitter: A number in [0, 1).
+
+    Raises:
+        UnreachableError: The last one, when the deadline would pass during the pause.
+    """
+    raise NotImplementedError
+
+
+class Connections:
+    """The clients of one command: one a device, made on first use, reused, closed together.
+
+    Thread-safe; a single client must still be used by one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._clients: dict[str, AgentClient] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def client(self, device: str, connect: Callable[[], AgentClient]) -> AgentClient:
+        """The client of `device`, made by `connect` the first time."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close every client."""
+        raise NotImplementedError
