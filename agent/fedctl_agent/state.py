@@ -116,6 +116,11 @@ class StateDir:
         return self.path / "run.lock"
 
     @property
+    def worker_lock(self) -> Path:
+        """Locked for as long as a worker or one of its jobs lives, whoever started it."""
+        return self.path / "worker.lock"
+
+    @property
     def supervise_lock(self) -> Path:
         """Locked by the running supervisor, and holding its process id."""
         return self.path / "supervise.lock"
@@ -124,6 +129,11 @@ class StateDir:
     def log(self) -> Path:
         """The agent's own log, JSON lines."""
         return self.path / "agent.log"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the worker says on stdout and stderr, outside jobs."""
+        return self.path / "worker.log"
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = PRIVATE_FILE) -> None:
