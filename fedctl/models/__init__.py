@@ -5,33 +5,12 @@ Importing this package loads no NumPy; building does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
 from fedctl.core.errors import UsageError
-from fedctl_wire.manifest import TensorSpec
+from fedctl.models.built import BuiltModel
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Arrays = dict[str, NDArray[np.float32]]
+__all__ = ["BUILDERS", "BuiltModel", "build"]
 
 BUILDERS = ("mlp",)
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltModel:
-    """A model as a builder made it: graph, first weights and golden batch, ready for a bundle."""
-
-    builder: str
-    input_shape: tuple[int, ...]  # of one example
-    classes: int
-    graph: bytes  # train.json
-    operators: tuple[str, ...]  # that the graph uses, sorted
-    tensors: tuple[TensorSpec, ...]  # order of the parameters in files
-    weights: Arrays  # float32, one a tensor
-    golden: dict[str, NDArray[Any]]  # param:NAME, x, y (int64), loss, logits, grad:NAME
 
 
 def build(
@@ -51,6 +30,6 @@ def build(
     """
     from fedctl.models import mlp
 
-    if builder not in BUILDERS:
+    if builder != mlp.NAME:
         raise UsageError(f"there is no builder {builder!r}", hint=f"builders: {', '.join(BUILDERS)}")
     return mlp.build(input_shape=input_shape, hidden=hidden, classes=classes, seed=seed)

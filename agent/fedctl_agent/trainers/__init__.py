@@ -20,14 +20,17 @@ def run(context: JobContext) -> Outcome:
     Raises:
         JobError: When the job fails by its own decision: a refusal, bad data, a bad model file.
     """
-    from fedctl_agent.trainers import evaluate, golden, stats, train
+    from fedctl_agent.trainers.evaluate import run as run_evaluate
+    from fedctl_agent.trainers.golden import run as run_golden
+    from fedctl_agent.trainers.stats import run as run_stats
+    from fedctl_agent.trainers.train import run as run_train
     from fedctl_graph.errors import GraphError
 
     work = {
-        TaskKind.GOLDEN: golden.run,
-        TaskKind.STATS: stats.run,
-        TaskKind.TRAIN: train.run,
-        TaskKind.EVALUATE: evaluate.run,
+        TaskKind.GOLDEN: run_golden,
+        TaskKind.STATS: run_stats,
+        TaskKind.TRAIN: run_train,
+        TaskKind.EVALUATE: run_evaluate,
     }[context.kind]
     try:
         return work(context)

@@ -1,0 +1,91 @@
+"""The source kind `npz`: arrays that NumPy saved, never unpickled, checked before they are used."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedctl_agent.sources import Source
+from fedctl_agent.trainers.contract import JobError, refuse
+
+Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+def load(source: Source, *, features: int, classes: int) -> Arrays:
+    """Read all files of a source, sorted by name, into one array each.
+
+    Returns:
+        x, float32 (n, features), NaN where a cell is missing or infinite; y, int64 (n,).
+
+    Raises:
+        JobError: With code `data`, naming the file; refused, `no_data`, when there are no examples.
+    """
+    parts = [_load_file(path, source, features, classes) for path in _files(source)]
+    total = sum(len(y) for _, y in parts)
+    if not total:
+        raise refuse("no_data", f"source {source.name!r} holds no examples")
+    if len(parts) == 1:
+        return parts[0]
+    x, y = np.empty((total, features), np.float32), np.empty(total, np.int64)
+    end = total
+    while parts:  # each part is freed once it is copied: never two whole copies
+        part_x, part_y = parts.pop()
+        x[end - len(part_y) : end], y[end - len(part_y) : end] = part_x, part_y
+        end -= len(part_y)
+    return x, y
+
+
+def _files(source: Source) -> list[Path]:
+    if source.path.is_dir():
+        files = sorted(source.path.glob("*.npz"))
+        if not files:
+            raise refuse("no_data", f"source {source.name!r}: {source.path} holds no .npz file")
+        return files
+    if source.path.is_file():
+        return [source.path]
+    raise JobError("source", f"source {source.name!r}: {source.path} does not exist")
+
+
+def _load_file(path: Path, source: Source, features: int, classes: int) -> Arrays:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            x, y = (_read(archive, name, path) for name in (source.features, source.label))
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise JobError("data", f"{path.name} cannot be read: {error}") from error
+    return _features(x, path, source.features, features), _labels(y, path, source.label, len(x), classes)
+
+
+def _read(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
+    if f"{name}.npy" not in archive.namelist():
+        raise JobError("data", f"{path.name} has no array {name!r}")
+    with archive.open(f"{name}.npy") as stream:
+        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
+
+
+def _features(x: NDArray[Any], path: Path, name: str, features: int) -> NDArray[np.float32]:
+    if x.ndim != 2 or x.dtype.kind != "f":
+        raise JobError(
+            "data", f"{path.name}: {name!r} is {x.dtype}{list(x.shape)}, not float32 (n, features)"
+        )
+    if x.shape[1] != features:
+        raise JobError("data", f"{path.name}: {name!r} has {x.shape[1]} features, the model takes {features}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, so missing
+        x = np.ascontiguousarray(x, np.float32)
+    x[np.isinf(x)] = np.nan
+    return x
+
+
+def _labels(y: NDArray[Any], path: Path, name: str, examples: int, classes: int) -> NDArray[np.int64]:
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise JobError("data", f"{path.name}: {name!r} is {y.dtype}{list(y.shape)}, not integers (n,)")
+    if len(y) != examples:
+        raise JobError("data", f"{path.name}: {examples} rows of features, but {len(y)} labels")
+    if len(y) and not (y.min() >= 0 and y.max() < classes):
+        raise JobError("data", f"{path.name}: {name!r} has labels outside 0 to {classes - 1}")
+    return y.astype(np.int64)

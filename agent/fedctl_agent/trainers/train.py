@@ -1,0 +1,91 @@
+"""`train`: local epochs of SGD over the training part; what leaves is the difference to the base."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedctl_agent.sources import Part, local_data
+from fedctl_agent.trainers.contract import JobContext, JobError, Outcome
+from fedctl_agent.trainers.model import LoadedModel, load_model
+from fedctl_agent.trainers.reporter import Reporter
+from fedctl_agent.trainers.tensorfile import read_tensors, write_tensors
+from fedctl_graph import optimisers
+from fedctl_graph.errors import GraphError
+from fedctl_graph.metrics import NonFiniteError
+from fedctl_graph.training import BatchDone, fit, prepare
+from fedctl_wire.manifest import WEIGHTS_FILE
+from fedctl_wire.messages import TrainSettings
+
+FORMAT = "fedctl-update-v1"
+
+
+def run(context: JobContext) -> Outcome:
+    """Train and write the update: float32 deltas in the order of `Manifest.update_layout`.
+
+    Raises:
+        JobError: `policy` when there are too few examples, `settings` when the plan's are out of
+            range, `non_finite` when training diverged; see also `local_data` and `load_model`.
+    """
+    settings = context.plan.train
+    if settings is None:
+        raise JobError("settings", "the plan has no training settings")
+    model = load_model(context.model_dir, context.manifest)
+    part = local_data(context.sources_dir, context.manifest).training(context.policy_min_examples)
+    prepare(part.x, model.scaling)
+    loss = _train(context, settings, model, part)
+    weight = len(part.y) if settings.max_examples is None else min(len(part.y), settings.max_examples)
+    _write_update(context, model, weight)
+    return Outcome(examples=weight, loss=loss if context.share_metrics else None)
+
+
+def _train(context: JobContext, settings: TrainSettings, model: LoadedModel, part: Part) -> float | None:
+    if settings.local_epochs < 0 or settings.batch_size < 1 or (settings.max_examples or 1) < 1:
+        raise JobError("settings", "the plan's epochs, batch size or cap on examples are out of range")
+    try:
+        optimiser = optimisers.make(settings.optimizer, lr=settings.lr, momentum=settings.momentum)
+    except GraphError as error:
+        raise JobError("settings", str(error)) from error
+    reporter = Reporter(context.progress, epochs=settings.local_epochs)
+
+    def report(done: BatchDone) -> None:
+        reporter.report(
+            epoch=done.epoch,
+            examples=done.examples,
+            # A NaN cannot travel as JSON; it ends the job at the end of its epoch anyway.
+            loss=done.loss if context.share_metrics and np.isfinite(done.loss) else None,
+            always=done.examples == len(part.y),
+        )
+
+    try:
+        return fit(
+            model.graph,
+            model.parameters,
+            (part.x, part.y),
+            optimiser=optimiser,
+            epochs=settings.local_epochs,
+            batch_size=settings.batch_size,
+            seed=context.seed,
+            on_batch=report,
+        )
+    except NonFiniteError as error:
+        raise JobError("non_finite", f"training diverged: {error}") from error
+
+
+def _write_update(context: JobContext, model: LoadedModel, weight: int) -> None:
+    """Turn the trained parameters into deltas, in place, and write those that may leave the device."""
+    tensors = context.manifest.update_layout()
+    # The base is read again rather than kept beside the parameters while they train.
+    base = read_tensors(context.model_dir / WEIGHTS_FILE, context.manifest.weights_layout())
+    for info in tensors:
+        delta = model.parameters[info.name]
+        delta -= base.pop(info.name)
+        if not np.isfinite(delta).all():
+            raise JobError("non_finite", f"training diverged: the update of {info.name!r} is not finite")
+    metadata = {
+        "format": FORMAT,
+        "round": context.plan.round,
+        "plan": context.plan_sha256,
+        "base": context.plan.base.sha256,
+        "examples": str(weight),
+    }
+    write_tensors(context.output, tensors, model.parameters, metadata)

@@ -1,0 +1,36 @@
+"""Figures computed from what devices send, without NumPy: any command may need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def auroc_of(histogram: Sequence[Sequence[int]]) -> float | None:
+    """Area under the ROC curve, from counts of scores.
+
+    The chance that a random example of class 1 scores above a random one of class 0; scores in the
+    same bin count as equal, one half (the Mann-Whitney statistic).
+
+    Args:
+        histogram: Counts of shape (2, bins) by class, bins rising with the score.
+
+    Returns:
+        The area in [0, 1], None when one class has no example.
+    """
+    negatives, positives = histogram
+    total = sum(negatives) * sum(positives)
+    if not total:
+        return None
+    below = 0
+    twice = 0  # twice the pairs that are ordered right: an integer, so exact
+    for negative, positive in zip(negatives, positives, strict=True):
+        twice += positive * (2 * below + negative)
+        below += negative
+    return twice / (2 * total)
+
+
+def add_histograms(histograms: Sequence[Sequence[Sequence[int]]]) -> tuple[tuple[int, ...], ...]:
+    """Sum of the devices' histograms, at least one, all of the same shape."""
+    return tuple(
+        tuple(sum(counts) for counts in zip(*rows, strict=True)) for rows in zip(*histograms, strict=True)
+    )
