@@ -125,7 +125,7 @@ def write_bundle(
     return Bundle(directory, manifest, envelope)
 
 
-def next_version(  # noqa: PLR0913 - what changes from one version to the next
+def next_version(
     parent: Bundle,
     directory: Path,
     *,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OPERATOR_NAME = "operator"
 
 
-def sign_roster(  # noqa: PLR0913 - one argument a field of the roster
+def sign_roster(
     *,
     fleet: str,
     serial: int,

@@ -1,0 +1,100 @@
+"""Runs functions of `device_*` modules on a device under its own Python, over the admin's login.
+
+The module's source, the call and its data go over stdin; the answer is one marked line of JSON, so
+that what a chatty shell start-up file prints before it does not matter. Nothing is left on the device.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+from types import ModuleType
+
+from fedctl.core.errors import DeviceError
+from fedctl.transport import AdminSession
+from fedctl_wire.codec import Json, dump_bytes
+
+_MARK = "fedctl-answer: "
+_DEADLINE_S = 120.0
+# In words that Python 2 understands too: an old Python must say that it is old. The working
+# directory is taken off sys.path: a file of the user's there must not stand in for a module.
+_BOOT = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; v = sys.version_info[:2]; "
+    'v < (3, 11) and sys.exit("fedctl-python-%d.%d" % v); '
+    'exec(compile(sys.stdin.buffer.read({size}), "fedctl", "exec"))'
+)
+_TAIL = f"""
+import json, sys, zipfile
+_call = json.loads(sys.stdin.buffer.readline())
+try:
+    _answer = {{"ok": globals()[_call["verb"]](**_call["arguments"])}}
+except (OSError, ValueError, zipfile.BadZipFile, subprocess.SubprocessError) as _error:
+    _answer = {{"error": str(_error)}}
+sys.stdout.write("\\n{_MARK}" + json.dumps(_answer) + "\\n")
+"""
+
+
+class DeviceShell:
+    """The admin's login on one device."""
+
+    def __init__(self, session: AdminSession, device: str) -> None:
+        self.session = session
+        self.device = device
+
+    def call(
+        self,
+        module: ModuleType,
+        verb: str,
+        *,
+        data: bytes = b"",
+        timeout_s: float = _DEADLINE_S,
+        **arguments: Json,
+    ) -> Json:
+        """Run `module.verb(**arguments)` there and return its answer.
+
+        Args:
+            module: A module that imports only the standard library.
+            verb: One of its functions.
+            data: What the function may read from stdin.
+            timeout_s: Until when it must have ended.
+            arguments: Plain JSON values.
+
+        Raises:
+            DeviceError: Python is missing or too old, or the step failed, with its reason.
+            UnreachableError: The connection broke.
+        """
+        program = (inspect.getsource(module) + _TAIL).encode()
+        request = dump_bytes({"verb": verb, "arguments": arguments}) + b"\n"
+        command = shlex.join(["python3", "-c", _BOOT.format(size=len(program))])
+        done = self.session.run(command, stdin=program + request + data, timeout_s=timeout_s)
+        for line in reversed(done.stdout.decode(errors="replace").splitlines()):
+            if line.startswith(_MARK):
+                return self._answer(line.removeprefix(_MARK), verb)
+        raise self._no_answer(done.code, done.stderr.decode(errors="replace"), verb)
+
+    def _answer(self, text: str, verb: str) -> Json:
+        answer = json.loads(text)
+        if "error" in answer:
+            raise DeviceError(
+                f"{self.device}: {verb.replace('_', ' ')} failed: {answer['error']}", subject=self.device
+            )
+        return answer["ok"]
+
+    def _no_answer(self, code: int, errors: str, verb: str) -> DeviceError:
+        lines = [line for line in errors.strip().splitlines() if line.strip()]
+        old = [line for line in lines if line.startswith("fedctl-python-")]
+        if old:
+            return self._unsuitable(f"has Python {old[-1].removeprefix('fedctl-python-')}, 3.11 is needed")
+        if code == 127 or any("not found" in line for line in lines):
+            return self._unsuitable("has no python3")
+        reason = lines[-1] if lines else f"exit {code}, and no answer"
+        return DeviceError(f"{self.device}: {verb.replace('_', ' ')} failed: {reason}", subject=self.device)
+
+    def _unsuitable(self, what: str) -> DeviceError:
+        return DeviceError(
+            f"device {self.device} {what}",
+            hint="install Python 3.11 or newer there as python3",
+            subject=self.device,
+            code="python",
+        )
