@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def auroc_of(histogram: Sequence[Sequence[int]]) -> float | None:
+def auroc(histogram: Sequence[Sequence[int]]) -> float | None:
     """Area under the ROC curve, from counts of scores.
 
     The chance that a random example of class 1 scores above a random one of class 0; scores in the
