@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fedctl.core.errors import UsageError
 from fedctl.transport.admin import AdminSession, Completed, open_admin
-from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, Transport
-from fedctl.transport.client import AgentClient, Traffic
+from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, Traffic, Transport
+from fedctl.transport.client import AgentClient
 from fedctl.transport.pool import Connections, retrying, sweep
 
 __all__ = [

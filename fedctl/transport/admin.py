@@ -7,13 +7,25 @@ ProxyCommand, certificates of hosts.
 
 from __future__ import annotations
 
+import select
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint
+from fedctl.core.errors import DeviceError, FedctlError, UnreachableError, UsageError
+from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, describe, remaining_s
+
+if TYPE_CHECKING:
+    import paramiko
+
+    from fedctl.transport.sshconfig import SshTarget
+
+_OUTPUT_BYTES = 8 * 1024 * 1024  # of stdout and stderr each
+_BLOCK_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +47,11 @@ class AdminSession:
         notes: What of the configuration could not be followed, one sentence each; usually empty.
     """
 
-    host_key: str
-    endpoint: Endpoint
-    notes: tuple[str, ...]
+    def __init__(self, link: paramiko.Transport, target: SshTarget, host_key: str) -> None:
+        self.host_key = host_key
+        self.endpoint = Endpoint("ssh", user=target.user, host=target.hostname, port=target.port)
+        self.notes = target.notes
+        self._link = link
 
     def __enter__(self) -> Self:
         return self
@@ -59,11 +73,23 @@ class AdminSession:
             UnreachableError: The connection broke or the command did not end in time.
             DeviceError: It printed more than 8 MiB.
         """
-        raise NotImplementedError
+        host = self.endpoint.host
+        try:
+            return _run(self._link, argv, stdin, time.monotonic() + timeout_s)
+        except _TooMuchOutputError as error:
+            raise DeviceError(
+                f"{host}: a command printed more than {_OUTPUT_BYTES} bytes", subject=host
+            ) from error
+        except TimeoutError as error:
+            raise UnreachableError(
+                f"{host}: a command did not end within {timeout_s:.0f} s", subject=host
+            ) from error
+        except Exception as error:
+            raise UnreachableError(f"{host}: the login broke off: {describe(error)}", subject=host) from error
 
     def close(self) -> None:
         """Log out."""
-        raise NotImplementedError
+        self._link.close()
 
 
 def open_admin(
@@ -89,4 +115,69 @@ def open_admin(
         UnreachableError: The device did not answer.
         TrustError: Its host key is unknown, changed or revoked, or no key was accepted for the login.
     """
-    raise NotImplementedError
+    from fedctl.transport.hostkeys import KnownHosts, check_host_key
+    from fedctl.transport.login import log_in_as_person
+    from fedctl.transport.sshconfig import resolve
+    from fedctl.transport.sshlink import connect, host_key_of
+
+    if endpoint.scheme != "ssh":
+        raise UsageError(f"{endpoint.url} is no ssh:// address", subject=endpoint.url)
+    deadline = time.monotonic() + timeout_s
+    target = resolve(endpoint, config=ssh_config)
+    host = target.hostname
+    known = KnownHosts.read(target.known_hosts, target.known_as, target.port)
+    link = connect(host, target.port, key_types=known.key_types, who=host, deadline=deadline)
+    try:
+        shown = host_key_of(link)
+        check_host_key(shown, known, where=host, accept=accept_host_key, ask=ask)
+        # A person may have thought about the question for longer than the deadline.
+        log_in_as_person(link, target, deadline=time.monotonic() + timeout_s)
+    except BaseException as error:
+        link.close()
+        if isinstance(error, FedctlError) or not isinstance(error, Exception):
+            raise
+        raise UnreachableError(f"login on {host} broke off: {describe(error)}", subject=host) from error
+    return AdminSession(link, target, shown)
+
+
+class _TooMuchOutputError(Exception):
+    """A command prints without end."""
+
+
+def _run(link: paramiko.Transport, argv: str, stdin: bytes, deadline: float) -> Completed:
+    with link.open_session(timeout=remaining_s(deadline)) as channel:
+        channel.settimeout(remaining_s(deadline))
+        channel.exec_command(argv)
+        # A thread of its own, or input and output could wait for each other; it ends with the channel.
+        threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
+        stdout, stderr = _collect(channel, deadline)
+        channel.status_event.wait(remaining_s(deadline))
+        if not link.is_active():
+            raise EOFError("connection lost")
+        return Completed(channel.exit_status, stdout, stderr)
+
+
+def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
+    try:
+        channel.sendall(stdin)
+        channel.shutdown_write()
+    except (OSError, EOFError):
+        return  # the command ended without reading it all; its exit code says why
+
+
+def _collect(channel: paramiko.Channel, deadline: float) -> tuple[bytes, bytes]:
+    """Everything the command prints, until it closes its output."""
+    stdout, stderr = bytearray(), bytearray()
+    poller = select.poll()
+    poller.register(channel.fileno(), select.POLLIN)
+    while True:
+        ended = channel.closed or channel.eof_received  # before looking: nothing comes after it
+        while channel.recv_ready():
+            stdout += channel.recv(_BLOCK_BYTES)
+        while channel.recv_stderr_ready():
+            stderr += channel.recv_stderr(_BLOCK_BYTES)
+        if max(len(stdout), len(stderr)) > _OUTPUT_BYTES:
+            raise _TooMuchOutputError
+        if ended:
+            return bytes(stdout), bytes(stderr)
+        poller.poll(remaining_s(deadline) * 1000)

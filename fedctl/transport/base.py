@@ -7,6 +7,7 @@ instants of `time.monotonic()`.
 from __future__ import annotations
 
 import re
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from fedctl.core.errors import FedctlError, UnreachableError, UsageError
 
 DEFAULT_TIMEOUT_S = 30.0  # seconds for one call
+_TRANSFER_BYTES_PER_S = 8 * 1024  # the slowest link on which a transfer is still given its time
 MAX_STREAMS = 4  # a device; OpenSSH's MaxSessions is 10 and others may be logged in
 
 # No leading '-': a host that ssh would read as an option is refused before any program sees it.
@@ -49,9 +51,9 @@ class Endpoint:
             raise UsageError(f"device URL {url!r} has a part that is not allowed", hint=_FORMS, subject=url)
         if parts.scheme == "unix" and not parts.netloc and parts.path.strip("/"):
             return cls("unix", path=unquote(parts.path))
-        if parts.scheme == "ssh" and _HOST.fullmatch(host) and parts.path in {"", "/"}:
-            if user is None or _USER.fullmatch(user):
-                return cls("ssh", user=user, host=host, port=port)
+        named = _HOST.fullmatch(host) and (user is None or _USER.fullmatch(user))
+        if parts.scheme == "ssh" and named and parts.path in {"", "/"}:
+            return cls("ssh", user=user, host=host, port=port)
         raise UsageError(f"device URL {url!r} is not valid", hint=_FORMS, subject=url)
 
     @property
@@ -62,6 +64,14 @@ class Endpoint:
         host = f"[{self.host}]" if ":" in self.host else self.host
         user = f"{self.user}@" if self.user else ""
         return f"ssh://{user}{host}{'' if self.port is None else f':{self.port}'}"
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of HTTP so far, headers included, before SSH's own framing."""
+
+    bytes_up: int = 0  # device to workstation
+    bytes_down: int = 0  # workstation to device
 
 
 class Stream(Protocol):
@@ -113,6 +123,23 @@ class Transport(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give up every connection to the device; never raises."""
+
+
+def remaining_s(deadline: float) -> float:
+    """Seconds until an instant of `time.monotonic()`.
+
+    Raises:
+        TimeoutError: When there are none.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def transfer_timeout_s(timeout_s: float, size: int) -> float:
+    """Seconds that a transfer of `size` bytes may take: a call's, and what a slow radio needs for it."""
+    return timeout_s + size / _TRANSFER_BYTES_PER_S
 
 
 def describe(error: BaseException) -> str:

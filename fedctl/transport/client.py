@@ -8,24 +8,29 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
 
-from fedctl.transport.base import DEFAULT_TIMEOUT_S, Transport
-from fedctl_wire.codec import Json
+from fedctl.core.errors import DeviceError, TrustError
+from fedctl.transport.answers import bad_answer, error_of, json_of, message_of
+from fedctl.transport.base import DEFAULT_TIMEOUT_S, Traffic, Transport
+from fedctl.transport.upload import BundleSource, send_blob
+from fedctl_wire.codec import Json, encode
+from fedctl_wire.errors import WireError
 from fedctl_wire.messages import EnrolmentRequest, Health, Identity, ModelInstalled, TaskRequest, TaskStatus
+from fedctl_wire.names import check_sha256
 from fedctl_wire.signing import Envelope
 
+if TYPE_CHECKING:
+    from fedctl.transport.session import Answer, HttpSession
 
-@dataclass(slots=True)
-class Traffic:
-    """Bytes of HTTP so far, headers included, before SSH's own framing."""
-
-    bytes_up: int = 0  # device to workstation
-    bytes_down: int = 0  # workstation to device
+_CONFLICT = 409
+_PARTIAL_CONTENT = 206
+_FIRST_ERROR = 300  # a redirect is no answer of an agent either
 
 
 class AgentClient:
@@ -39,6 +44,8 @@ class AgentClient:
     def __init__(self, transport: Transport, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self.device = transport.device
         self.traffic = Traffic()
+        self._transport = transport
+        self._timeout_s = timeout_s
 
     def __enter__(self) -> Self:
         return self
@@ -49,16 +56,20 @@ class AgentClient:
         self.close()
 
     def close(self) -> None:
-        """Give up the connection."""
-        raise NotImplementedError
+        """Give up the connection; a later call opens a new one."""
+        session = self.__dict__.pop("_session", None)
+        if session is not None:
+            session.close()
+
+    # ------------------------------------------------------------------ the device itself
 
     def health(self) -> Health:
         """Version, clock and boot of the device."""
-        raise NotImplementedError
+        return message_of(Health, self._call("GET", "/health"), self.device)
 
     def identity(self) -> Identity:
         """Who the device is, before and after enrolment."""
-        raise NotImplementedError
+        return message_of(Identity, self._call("GET", "/identity"), self.device)
 
     def enrol(self, request: EnrolmentRequest) -> Identity:
         """Give the device its identity and pin the root; the same root again changes nothing.
@@ -66,15 +77,19 @@ class AgentClient:
         Raises:
             TrustError: Another root is pinned, or a signature does not verify.
         """
-        raise NotImplementedError
+        answer = self._exchange("PUT", "/enrolment", body=encode(request))
+        if answer.status == _CONFLICT:
+            told = error_of(answer, self.device)
+            raise TrustError(told.message, hint=told.hint, subject=told.subject, code=told.code)
+        return message_of(Identity, self._good(answer), self.device)
 
     def status(self) -> Json:
         """Resources, slots, current task and policy digest."""
-        raise NotImplementedError
+        return json_of(self._call("GET", "/status"), self.device)
 
     def data(self) -> Json:
         """Counts and schema of the device's sources; never an example."""
-        raise NotImplementedError
+        return json_of(self._call("GET", "/data"), self.device)
 
     def put_roster(self, envelope: Envelope) -> None:
         """Send the signed roster.
@@ -82,15 +97,24 @@ class AgentClient:
         Raises:
             TrustError: Not signed by the pinned root, or older than the one the device holds.
         """
-        raise NotImplementedError
+        self._call("PUT", "/roster", body=envelope.to_bytes())
 
     def put_policy(self, envelope: Envelope) -> None:
         """Send the device's signed policy; see `put_roster`."""
-        raise NotImplementedError
+        self._call("PUT", "/policy", body=envelope.to_bytes())
+
+    # ------------------------------------------------------------------ models
 
     def put_model(self, envelope: Envelope, name: str, version: int, *, activate: bool) -> ModelInstalled:
         """Ask the device to install a bundle from its blobs; `missing` says which it still lacks."""
-        raise NotImplementedError
+        path = f"{_model_path(name, version)}?activate={int(activate)}"
+        answer = self._exchange("PUT", path, body=envelope.to_bytes())
+        if answer.status == _CONFLICT:
+            try:
+                return message_of(ModelInstalled, answer, self.device)
+            except DeviceError:
+                raise error_of(answer, self.device) from None  # a conflict of another kind
+        return message_of(ModelInstalled, self._good(answer), self.device)
 
     def push_bundle(
         self, directory: Path, *, activate: bool, on_bytes: Callable[[int], None] | None = None
@@ -107,15 +131,29 @@ class AgentClient:
         Raises:
             ConfigError: A file of the bundle cannot be read or is not what the manifest says.
         """
-        raise NotImplementedError
+        source = BundleSource.open(directory)
+        name, version = str(source.manifest.model), source.manifest.model_version
+        installed = self.put_model(source.envelope, name, version, activate=activate)
+        if not installed.missing:
+            return installed
+        for blob in installed.missing:
+            block = source.file_of(blob.sha256, self.device)
+            send_blob(self._exchange, self.device, block, blob.offset, self._timeout_s, on_bytes)
+        installed = self.put_model(source.envelope, name, version, activate=activate)
+        if installed.missing:
+            raise bad_answer(self.device, f"it still lacks {len(installed.missing)} files it was just sent")
+        return installed
 
     def activate(self, name: str, version: int) -> ModelInstalled:
         """Make an installed version the active one."""
-        raise NotImplementedError
+        answer = self._call("POST", f"{_model_path(name, version)}/activate")
+        return message_of(ModelInstalled, answer, self.device)
 
     def delete_model(self, name: str, version: int) -> None:
-        """Free the slot that holds this version; nothing happens when none does."""
-        raise NotImplementedError
+        """Free the slot that holds this version."""
+        self._call("DELETE", _model_path(name, version))
+
+    # ------------------------------------------------------------------ tasks
 
     def put_task(self, request: TaskRequest) -> TaskStatus:
         """Hand the device a task; the same one again only answers its status.
@@ -125,7 +163,8 @@ class AgentClient:
             TrustError: The plan is not signed by an operator of the fleet.
             DeviceError: `busy` with the holder as subject, `conflict`, `duplicate_round`.
         """
-        raise NotImplementedError
+        answer = self._call("PUT", _task_path(request.task_id), body=encode(request))
+        return message_of(TaskStatus, answer, self.device)
 
     def task(self, task_id: str, *, wait_s: float = 0, seen: int = 0) -> TaskStatus:
         """A task's status; a failed or refused task is a status, not an error.
@@ -135,15 +174,17 @@ class AgentClient:
             wait_s: Answer only once it is final, there is progress after `seen`, or so many seconds passed.
             seen: `progress.seq` of the last answer.
         """
-        raise NotImplementedError
+        path = f"{_task_path(task_id)}?wait={wait_s:g}&seen={seen}"
+        answer = self._good(self._exchange("GET", path, timeout_s=wait_s + self._timeout_s))
+        return message_of(TaskStatus, answer, self.device)
 
     def cancel(self, task_id: str) -> TaskStatus:
         """End a task; one that is final stays as it is."""
-        raise NotImplementedError
+        return message_of(TaskStatus, self._call("DELETE", _task_path(task_id)), self.device)
 
     def ack(self, task_id: str) -> TaskStatus:
         """Say that the result is safe on the workstation, so that the device may free its spool."""
-        raise NotImplementedError
+        return message_of(TaskStatus, self._call("POST", f"{_task_path(task_id)}/ack"), self.device)
 
     def fetch_result(
         self, task_id: str, write: Callable[[bytes], object], *, offset: int = 0, limit: int
@@ -162,4 +203,69 @@ class AgentClient:
         Raises:
             DeviceError: The result is larger than `limit`, or there is none.
         """
-        raise NotImplementedError
+        ranged = {"Range": f"bytes={offset}-"} if offset else {}
+        with self._session.stream(
+            f"/v1{_task_path(task_id)}/result",
+            timeout_s=self._timeout_s,
+            limit=max(limit - offset, 0),
+            headers=ranged,
+        ) as (answer, blocks):
+            self._good(answer)
+            if offset and not _starts_at(answer, offset):
+                raise bad_answer(self.device, f"it was asked for the result from byte {offset} on")
+            sha256 = self._etag(answer)
+            for block in blocks:
+                write(block)
+            return sha256
+
+    # ------------------------------------------------------------------ the HTTP below
+
+    @cached_property
+    def _session(self) -> HttpSession:
+        from fedctl.transport.session import HttpSession
+
+        return HttpSession(self._transport, self.traffic)
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        return self._session.request(
+            method,
+            f"/v1{path}",
+            timeout_s=self._timeout_s if timeout_s is None else timeout_s,
+            body=body,
+            headers=headers,
+        )
+
+    def _call(self, method: str, path: str, *, body: bytes | None = None) -> Answer:
+        return self._good(self._exchange(method, path, body=body))
+
+    def _good(self, answer: Answer) -> Answer:
+        if answer.status >= _FIRST_ERROR:
+            raise error_of(answer, self.device)
+        return answer
+
+    def _etag(self, answer: Answer) -> str:
+        try:
+            return check_sha256(answer.headers.get("etag", "").strip('"'), what="ETag")
+        except WireError as error:
+            raise bad_answer(self.device, error) from error
+
+
+def _model_path(name: str, version: int) -> str:
+    return f"/models/{quote(name, safe='')}/{version}"
+
+
+def _task_path(task_id: str) -> str:
+    return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _starts_at(answer: Answer, offset: int) -> bool:
+    given = answer.headers.get("content-range", "")
+    return answer.status == _PARTIAL_CONTENT and given.startswith(f"bytes {offset}-")

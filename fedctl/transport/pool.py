@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -35,7 +36,37 @@ def sweep(
         work: Called in a thread of its own, at most once an item.
         parallel: At most so many at the same time.
     """
-    raise NotImplementedError
+    waiting = queue.SimpleQueue[Item]()
+    finished = queue.SimpleQueue[tuple[Item, Result | BaseException]]()
+    total = 0
+    for item in items:
+        waiting.put(item)
+        total += 1
+
+    def worker() -> None:
+        while True:
+            try:
+                item = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                finished.put((item, work(item)))
+            except BaseException as error:  # noqa: BLE001 - raised again where the results are read
+                finished.put((item, error))
+
+    # Daemon threads: an executor's would keep an interrupted command alive until the last deadline.
+    for _ in range(min(parallel, total)):
+        threading.Thread(target=worker, daemon=True).start()
+    try:
+        for _ in range(total):
+            item, outcome = finished.get()
+            if isinstance(outcome, BaseException) and not isinstance(outcome, FedctlError):
+                raise outcome
+            yield item, outcome
+    finally:
+        with suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
 
 
 def retrying(
@@ -58,7 +89,16 @@ def retrying(
     Raises:
         UnreachableError: The last one, when the deadline would pass during the pause.
     """
-    raise NotImplementedError
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return work()
+        except UnreachableError:
+            wait_s = pause_s * (0.5 + jitter() / 2)
+            if clock() + wait_s >= deadline:
+                raise
+            sleep(wait_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
 
 class Connections:
@@ -81,8 +121,14 @@ class Connections:
 
     def client(self, device: str, connect: Callable[[], AgentClient]) -> AgentClient:
         """The client of `device`, made by `connect` the first time."""
-        raise NotImplementedError
+        with self._lock:
+            if device not in self._clients:
+                self._clients[device] = connect()
+            return self._clients[device]
 
     def close(self) -> None:
         """Close every client."""
-        raise NotImplementedError
+        with self._lock:
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            client.close()

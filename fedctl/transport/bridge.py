@@ -1,0 +1,82 @@
+"""The first line of a session channel: is it the agent's bridge, and if not, what is wrong?
+
+`fedctl_agent.dial_stdio` prints it before anything of the agent, so that a chatty shell start-up file, a
+missing installation and an agent that is down can be told apart and named.
+"""
+
+from __future__ import annotations
+
+import re
+
+import paramiko
+
+from fedctl.core.errors import DeviceError, FedctlError, TrustError, UnreachableError
+from fedctl.transport.answers import printable
+from fedctl.transport.base import remaining_s
+
+_NAME = b"fedctl-agent dial-stdio"
+_BANNER = _NAME + b" 1\n"
+_LINE_BYTES = 4096  # the longest first line that is read
+_SHOWN_CHARS = 120
+_NOT_STARTED = {126, 127}  # exit codes of a shell that could not start the bridge
+_FORBIDDEN = {"EACCES", "EPERM"}
+
+
+def expect_agent(channel: paramiko.Channel, *, device: str, user: str, deadline: float) -> None:
+    """Read the bridge's banner; afterwards the channel is the agent's socket.
+
+    Raises:
+        UnreachableError: The agent is down, or the channel ended.
+        TrustError: The login may not open the agent's socket.
+        DeviceError: Something else than a bridge answers, or none can be started.
+    """
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _LINE_BYTES:
+        channel.settimeout(remaining_s(deadline))
+        byte = channel.recv(1)  # not one byte more: what follows the line belongs to HTTP
+        if not byte:
+            break
+        line += byte
+    if line == _BANNER:
+        return
+    text = printable(line.decode("utf-8", "replace"))
+    if line.startswith(_NAME):
+        raise _bridge_error(text, device, user)
+    if line:
+        raise DeviceError(
+            f"device {device}: the login of {user} prints {text[:_SHOWN_CHARS]!r} before the agent answers",
+            hint="its shell start-up file (.bashrc, .profile) must be silent when it is not interactive",
+            subject=device,
+            code="chatty_login",
+        )
+    raise _silent_end(channel, device, deadline)
+
+
+def _bridge_error(text: str, device: str, user: str) -> FedctlError:
+    told = re.fullmatch(r"fedctl-agent dial-stdio: ([A-Z0-9]+): (.*)", text)
+    if told is None:
+        return DeviceError(
+            f"device {device}: its agent's bridge says {text[:_SHOWN_CHARS]!r}, unknown to this fedctl",
+            subject=device,
+            code="bad_answer",
+        )
+    if told[1] in _FORBIDDEN:
+        return TrustError(
+            f"device {device}: user {user} may not open the agent's socket: {told[2]}",
+            subject=device,
+            code="socket_mode",
+        )
+    return UnreachableError(
+        f"agent is not running on device {device}: {told[2]}", subject=device, code="agent_down"
+    )
+
+
+def _silent_end(channel: paramiko.Channel, device: str, deadline: float) -> FedctlError:
+    channel.status_event.wait(remaining_s(deadline))
+    said = channel.recv_stderr(_LINE_BYTES) if channel.recv_stderr_ready() else b""
+    reason = printable(said.decode("utf-8", "replace")) or f"exit code {channel.exit_status}"
+    if channel.exit_status in _NOT_STARTED:
+        return DeviceError(
+            f"device {device}: the agent cannot be started: {reason}", subject=device, code="no_agent"
+        )
+    return UnreachableError(f"device {device} hung up before the agent answered: {reason}", subject=device)

@@ -1,0 +1,146 @@
+"""Whether a host key may be trusted at enrolment: known_hosts files, a given fingerprint, or a question.
+
+Read of known_hosts: plain, wildcard, negated, `[host]:port` and hashed names, `@revoked`. Not supported:
+`@cert-authority`, whose lines are skipped.
+
+Source: sshd(8), SSH_KNOWN_HOSTS FILE FORMAT.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Self
+
+from fedctl.core.errors import ConfigError, TrustError
+from fedctl.transport.sshlink import DEFAULT_PORT, fingerprint
+
+_HASHED = "|1|"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHosts:
+    """What known_hosts files say about one host; keys are `type base64`."""
+
+    keys: frozenset[str]
+    revoked: frozenset[str]
+
+    @classmethod
+    def read(cls, paths: Iterable[Path], host: str, port: int) -> Self:
+        """Collect the keys of `host` from the files that exist.
+
+        Raises:
+            ConfigError: A file exists but cannot be read.
+        """
+        name = host if port == DEFAULT_PORT else f"[{host}]:{port}"
+        keys, revoked = set(), set()
+        for marker, patterns, key in _entries(paths):
+            if not _matches(patterns, name):
+                continue
+            if marker == "@revoked":
+                revoked.add(key)
+            elif not marker:
+                keys.add(key)
+        return cls(frozenset(keys), frozenset(revoked))
+
+    @property
+    def key_types(self) -> list[str]:
+        """The types of the known keys: those to ask the server for."""
+        return sorted({key.split(" ", 1)[0] for key in self.keys})
+
+
+def check_host_key(
+    shown: str,
+    known: KnownHosts,
+    *,
+    where: str,
+    accept: str | None,
+    ask: Callable[[str], bool] | None,
+) -> None:
+    """Trust the key `shown`, or refuse.
+
+    Args:
+        shown: What the server proved, `type base64`.
+        known: What known_hosts says about the host.
+        where: Names the host in messages.
+        accept: A fingerprint that is trusted, or None.
+        ask: Asked when nothing is known; None when nobody can be.
+
+    Raises:
+        TrustError: Revoked, changed, unknown, or not the accepted one.
+    """
+    kind, print_ = shown.split(" ", 1)[0], fingerprint(shown)
+    if shown in known.revoked:
+        raise _refuse(where, f"{kind} key {print_} of {where} is revoked in known_hosts")
+    if accept is not None:
+        if hmac.compare_digest(accept.rstrip("="), print_):
+            return
+        raise _refuse(
+            where,
+            f"{kind} key of {where} is {print_}, not the accepted {accept}",
+            "compare with what the device itself prints: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
+        )
+    if shown in known.keys:
+        return
+    if kind in known.key_types:
+        raise _refuse(
+            where,
+            f"{kind} key of {where} has changed: it is {print_}, and known_hosts has another",
+            "if the device was re-flashed, remove the old line (ssh-keygen -R); else somebody else answers",
+        )
+    if ask is None:
+        raise _refuse(
+            where,
+            f"{kind} key of {where} is unknown: {print_}",
+            f"compare it with the device's own and add --accept-host-key {print_}",
+        )
+    if not ask(f"host key {print_} ({kind}) of {where} is new. Trust it?"):
+        raise _refuse(where, f"{kind} key {print_} of {where} was not trusted")
+
+
+def _refuse(where: str, message: str, hint: str = "") -> TrustError:
+    return TrustError(f"host {message}", hint=hint, subject=where, code="host_key")
+
+
+def _entries(paths: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
+    """(marker or "", host patterns, "type base64") of each line that has them."""
+    for path in paths:
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}", subject=str(path)) from error
+        for line in lines:
+            words = line.split()
+            marker = words.pop(0) if words and words[0].startswith("@") else ""
+            if len(words) >= 3 and not words[0].startswith("#"):
+                yield marker, words[0], f"{words[1]} {words[2]}"
+
+
+def _matches(patterns: str, name: str) -> bool:
+    if patterns.startswith(_HASHED):
+        return _matches_hash(patterns, name)
+    found = False
+    for pattern in patterns.lower().split(","):
+        # Only * and ? are special there; [ ] belong to the name of a host with a port.
+        plain = pattern.removeprefix("!").replace("[", "[[]")
+        if fnmatchcase(name, plain):
+            if pattern.startswith("!"):
+                return False
+            found = True
+    return found
+
+
+def _matches_hash(hashed: str, name: str) -> bool:
+    try:
+        salt, digest = (base64.b64decode(part, validate=True) for part in hashed[len(_HASHED) :].split("|"))
+    except (ValueError, binascii.Error):
+        return False
+    return hmac.compare_digest(hmac.new(salt, name.encode(), hashlib.sha1).digest(), digest)

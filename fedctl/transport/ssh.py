@@ -1,0 +1,153 @@
+"""An agent behind SSH: a session channel in which the login key's forced command runs `dial-stdio`.
+
+Strict: the host key must be the pinned one, the login is by the fleet's key only, and neither the user's
+OpenSSH configuration nor an ssh-agent is looked at. One SSH connection carries all of a client's streams
+and is made anew when it was lost.
+"""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+
+import paramiko
+from paramiko.pkey import UnknownKeyType
+
+from fedctl.core.errors import ConfigError, FedctlError, TrustError
+from fedctl.transport.base import Endpoint, Stream, Transport, remaining_s
+from fedctl.transport.bridge import expect_agent
+from fedctl.transport.sshlink import (
+    DEFAULT_PORT,
+    connect,
+    fingerprint,
+    host_key_of,
+    log_in,
+)
+
+_COMMAND = "dial-stdio"  # only for sshd's log: the key's forced command runs instead
+
+
+class SshTransport(Transport):
+    """Streams to one device's agent over one SSH connection."""
+
+    def __init__(self, device: str, endpoint: Endpoint, *, host_key: str, login_key: Path) -> None:
+        super().__init__(device)
+        self._host, self._port = endpoint.host, endpoint.port or DEFAULT_PORT
+        self._user = endpoint.user or getpass.getuser()
+        self._host_key = " ".join(host_key.split()[:2])
+        self._login_key = login_key
+        self._link: paramiko.Transport | None = None
+
+    def close(self) -> None:
+        """Log out."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _dial(self, deadline: float) -> Stream:
+        if self._link is None or not self._link.is_active():
+            self.close()
+            self._link = self._login(deadline)
+        try:
+            return ChannelStream(self, self._open_channel(self._link, deadline))
+        except FedctlError:
+            raise
+        except BaseException:
+            self.close()  # a connection that died unnoticed must not spoil the next try as well
+            raise
+
+    def _open_channel(self, link: paramiko.Transport, deadline: float) -> paramiko.Channel:
+        channel = link.open_session(timeout=remaining_s(deadline))
+        try:
+            channel.settimeout(remaining_s(deadline))
+            channel.exec_command(_COMMAND)
+            expect_agent(channel, device=self.device, user=self._user, deadline=deadline)
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def _login(self, deadline: float) -> paramiko.Transport:
+        key = self._key()
+        link = connect(
+            self._host,
+            self._port,
+            key_types=[self._host_key.split(" ", 1)[0]],
+            who=f"device {self.device}",
+            deadline=deadline,
+        )
+        try:
+            self._check_host_key(host_key_of(link))
+            accepted = log_in(link, self._user, key, deadline=deadline)
+        except BaseException:
+            link.close()
+            raise
+        if accepted:
+            return link
+        link.close()
+        raise TrustError(
+            f"device {self.device} refused the fleet's login key for user {self._user}",
+            hint="its authorized_keys no longer holds fedctl's line, perhaps after a re-flash: "
+            "enrol it again with `fedctl devices add`",
+            subject=self.device,
+            code="login",
+        )
+
+    def _check_host_key(self, shown: str) -> None:
+        if shown == self._host_key:
+            return
+        try:
+            pinned = fingerprint(self._host_key)
+        except (ValueError, IndexError):
+            pinned = "no valid key"
+        raise TrustError(
+            f"device {self.device} at {self._host} has another host key than when it was enrolled: "
+            f"{fingerprint(shown)}, pinned is {pinned}",
+            hint="if it was re-flashed, remove it and add it again; otherwise somebody else answers there",
+            subject=self.device,
+            code="host_key",
+        )
+
+    def _key(self) -> paramiko.PKey:
+        try:
+            key: paramiko.PKey = paramiko.PKey.from_path(self._login_key)
+        except (OSError, ValueError, TypeError, paramiko.SSHException, UnknownKeyType) as error:
+            raise ConfigError(
+                f"login key {self._login_key} cannot be used: {error}", subject=str(self._login_key)
+            ) from error
+        return key
+
+
+class ChannelStream:
+    """A session channel whose other end is the agent."""
+
+    def __init__(self, transport: SshTransport, channel: paramiko.Channel) -> None:
+        self._transport = transport
+        self._channel = channel
+
+    def recv(self, max_bytes: int, timeout_s: float) -> bytes:
+        """See `Stream`."""
+        self._channel.settimeout(timeout_s)
+        try:
+            return self._channel.recv(max_bytes)
+        except TimeoutError:
+            self._transport.close()
+            raise
+
+    def send(self, data: bytes, timeout_s: float) -> None:
+        """See `Stream`."""
+        self._channel.settimeout(timeout_s)
+        try:
+            self._channel.sendall(data)
+        except TimeoutError:
+            self._transport.close()
+            raise
+
+    def close(self) -> None:
+        """See `Stream`."""
+        self._channel.close()
+
+    def stale(self) -> bool:
+        """See `Stream`."""
+        channel = self._channel
+        return channel.closed or bool(channel.eof_received) or channel.recv_ready()

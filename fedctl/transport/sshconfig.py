@@ -1,0 +1,152 @@
+"""What the user's OpenSSH configuration says about a host, so that an alias works here as it does there.
+
+`ssh -G` answers where OpenSSH is installed, with Include, Match and the rest. Otherwise paramiko's reader
+does, which knows no Include: what could not be followed is named in `notes`. ProxyJump and ProxyCommand
+are refused, not ignored.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedctl.core.errors import ConfigError
+from fedctl.transport.base import Endpoint
+
+_SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
+_DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+_DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
+_GLOBAL_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
+_TOKEN = re.compile(r"%(.)")
+_RESOLVE_S = 20  # `ssh -G` may look up names and run Match exec
+
+Options = Mapping[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class SshTarget:
+    """A host as the configuration resolves it."""
+
+    hostname: str
+    port: int
+    user: str
+    known_as: str  # the name under which known_hosts lists it
+    identity_files: tuple[Path, ...]  # in the order to try; they need not exist
+    identities_only: bool  # an ssh-agent's other keys are not tried
+    use_agent: bool
+    known_hosts: tuple[Path, ...]
+    notes: tuple[str, ...]  # what of the configuration is not followed
+
+
+def resolve(endpoint: Endpoint, *, config: Path | None = None) -> SshTarget:
+    """Look a host up in the user's configuration, or in `config` instead.
+
+    Raises:
+        ConfigError: The configuration cannot be read, or asks for ProxyJump or ProxyCommand.
+    """
+    if config is not None and not config.is_file():
+        raise ConfigError(f"SSH configuration {config} cannot be read", subject=str(config))
+    if shutil.which("ssh"):
+        return _target(endpoint, _ask_openssh(endpoint, config), [])
+    return _target(endpoint, *_read_ourselves(endpoint, config))
+
+
+def _ask_openssh(endpoint: Endpoint, config: Path | None) -> Options:
+    command = ["ssh", "-G"]
+    command += ["-F", str(config)] if config is not None else []
+    command += ["-l", endpoint.user] if endpoint.user else []
+    command += ["-p", str(endpoint.port)] if endpoint.port else []
+    try:
+        done = subprocess.run(
+            [*command, "--", endpoint.host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_RESOLVE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"ssh -G {endpoint.host} failed: {error}", subject=endpoint.host) from error
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ConfigError(f"ssh -G {endpoint.host} failed: {reason}", subject=endpoint.host)
+    options: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        keyword, _, value = line.partition(" ")
+        options.setdefault(keyword.lower(), []).append(value)
+    return options
+
+
+def _read_ourselves(endpoint: Endpoint, config: Path | None) -> tuple[Options, list[str]]:
+    import paramiko
+
+    paths = [Path("~/.ssh/config").expanduser(), _SYSTEM_CONFIG] if config is None else [config]
+    notes, texts = [], []
+    for path in paths:
+        try:
+            text = path.read_text(errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}", subject=str(path)) from error
+        if re.search(r"^\s*include\b", text, re.IGNORECASE | re.MULTILINE):
+            notes.append(f"Include in {path} is not followed, because OpenSSH's ssh is not installed here")
+        texts.append(text)
+    try:
+        found: dict[str, Any] = paramiko.SSHConfig.from_text("\nHost *\n".join(texts)).lookup(endpoint.host)
+    except Exception as error:  # its reader lets ImportError and ValueError out beside its own
+        raise ConfigError(f"SSH configuration is not understood: {error}", subject=endpoint.host) from error
+    options = {key: value if isinstance(value, list) else [value] for key, value in found.items()}
+    return options, notes
+
+
+def _target(endpoint: Endpoint, options: Options, notes: list[str]) -> SshTarget:
+    for keyword in ("proxyjump", "proxycommand"):
+        value = _one(options, keyword, "none")
+        if value.lower() != "none":
+            raise ConfigError(
+                f"the SSH configuration of {endpoint.host} asks for {keyword} {value}, which fedctl does not "
+                "support yet",
+                hint="use an address that this machine reaches directly",
+                subject=endpoint.host,
+            )
+    hostname = _one(options, "hostname", endpoint.host)
+    port = endpoint.port or int(_one(options, "port", "22"))
+    user = endpoint.user or _one(options, "user", getpass.getuser())
+    tokens = {"h": hostname, "p": str(port), "r": user, "n": endpoint.host, "u": getpass.getuser()}
+    tokens |= {"d": str(Path.home()), "k": _one(options, "hostkeyalias", endpoint.host), "%": "%"}
+    agent = _one(options, "identityagent", "SSH_AUTH_SOCK")
+    if agent not in {"none", "SSH_AUTH_SOCK", "$SSH_AUTH_SOCK"}:
+        notes.append(f"IdentityAgent {agent} is not used, only the ssh-agent of SSH_AUTH_SOCK")
+    known = [
+        *_one(options, "userknownhostsfile", _DEFAULT_KNOWN_HOSTS).split(),
+        *_one(options, "globalknownhostsfile", _GLOBAL_KNOWN_HOSTS).split(),
+    ]
+    return SshTarget(
+        hostname=hostname,
+        port=port,
+        user=user,
+        known_as=_one(options, "hostkeyalias", hostname).lower(),
+        identity_files=_paths(options.get("identityfile", list(_DEFAULT_KEYS)), tokens),
+        identities_only=_one(options, "identitiesonly", "no") == "yes",
+        use_agent=agent != "none",
+        known_hosts=_paths(known, tokens),
+        notes=tuple(notes),
+    )
+
+
+def _one(options: Options, keyword: str, default: str) -> str:
+    values = options.get(keyword)
+    return values[0].strip('"') if values else default
+
+
+def _paths(values: list[str], tokens: Mapping[str, str]) -> tuple[Path, ...]:
+    texts = [_TOKEN.sub(lambda m: tokens.get(m[1], m[0]), text.strip('"')) for text in values]
+    return tuple(Path(text).expanduser() for text in texts if text and text != "none")

@@ -1,0 +1,131 @@
+"""An SSH connection up to the point where both sides know each other: socket, key exchange, login.
+
+Only paramiko's public interface is used. Nothing here decides whether a host key is trusted.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import socket
+import threading
+from collections.abc import Sequence
+
+import paramiko
+
+from fedctl.core.errors import UnreachableError
+from fedctl.transport.base import describe, remaining_s
+
+DEFAULT_PORT = 22
+_CIPHER = "aes128-gcm@openssh.com"  # hardware-supported nearly everywhere, and needs no separate MAC
+_KEEPALIVE_S = (15, 5, 3)  # idle, interval, probes: a device that vanished is noticed within 30 s
+_RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
+
+# Without a handler of its own, paramiko's error log reaches stderr through logging's last resort; what
+# matters of it comes as an exception anyway.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+
+def connect(
+    host: str, port: int, *, key_types: Sequence[str], who: str, deadline: float
+) -> paramiko.Transport:
+    """Connect and agree on keys; the host key is not checked yet and nobody is logged in.
+
+    Args:
+        host: Name or address.
+        port: TCP port.
+        key_types: Host key types to prefer, e.g. those that are known; others stay possible, so that a
+            changed key is seen as such.
+        who: Names the device in errors.
+        deadline: Instant of `time.monotonic()`.
+
+    Raises:
+        UnreachableError: Nothing that speaks SSH answered in time.
+    """
+    link = None
+    try:
+        link = _tcp(host, port, deadline)
+        transport = paramiko.Transport(link)
+    except (OSError, paramiko.SSHException) as error:
+        if link is not None:
+            link.close()
+        raise UnreachableError(
+            f"{who} could not be reached at {host} port {port}: {describe(error)}", subject=who
+        ) from error
+    try:
+        _negotiate(transport, key_types, deadline)
+    except Exception as error:
+        transport.close()
+        raise UnreachableError(
+            f"{who}: what answers at {host} port {port} ended the SSH handshake: {describe(error)}",
+            subject=who,
+        ) from error
+    return transport
+
+
+def log_in(transport: paramiko.Transport, user: str, key: paramiko.PKey, *, deadline: float) -> bool:
+    """Try one key; returns whether the server took it.
+
+    Raises:
+        TimeoutError: At the deadline.
+        Exception: Whatever broke the connection, for a `Transport` to translate.
+    """
+    done = threading.Event()
+    transport.auth_publickey(user, key, event=done)
+    if not done.wait(remaining_s(deadline)):
+        raise TimeoutError
+    if transport.is_authenticated():
+        return True
+    error = transport.get_exception()
+    if error is None or isinstance(error, paramiko.AuthenticationException):
+        return False
+    raise error
+
+
+def host_key_of(transport: paramiko.Transport) -> str:
+    """The key that the server proved, as in known_hosts: `ssh-ed25519 AAAA…`."""
+    key = transport.get_remote_server_key()
+    return f"{key.get_name()} {key.get_base64()}"
+
+
+def fingerprint(host_key: str) -> str:
+    """`SHA256:…` of a host key line, as OpenSSH prints it.
+
+    Raises:
+        ValueError: When the line is no key.
+    """
+    blob = base64.b64decode(host_key.split()[1], validate=True)
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def _tcp(host: str, port: int, deadline: float) -> socket.socket:
+    link = socket.create_connection((host, port), timeout=remaining_s(deadline))
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a small packet
+    idle, interval, probes = _KEEPALIVE_S
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, (idle + interval * probes) * 1000)
+    return link
+
+
+def _negotiate(transport: paramiko.Transport, key_types: Sequence[str], deadline: float) -> None:
+    options = transport.get_security_options()
+    options.ciphers = _first([_CIPHER], options.ciphers)
+    wanted = [name for kind in key_types for name in (_RSA_SIGNATURES if kind == "ssh-rsa" else (kind,))]
+    options.key_types = _first(wanted, options.key_types)
+    transport.banner_timeout = transport.handshake_timeout = remaining_s(deadline)
+    done = threading.Event()
+    transport.start_client(event=done)
+    if not done.wait(remaining_s(deadline)):
+        raise TimeoutError
+    if not transport.is_active():
+        raise transport.get_exception() or EOFError("connection closed")
+
+
+def _first(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
+    """`offered` with the wanted ones in front; what paramiko does not know is left out."""
+    front = [name for name in dict.fromkeys(wanted) if name in offered]
+    return (*front, *(name for name in offered if name not in front))
