@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedctl_graph.errors import GraphError
 
 OPSET = 18
-MAX_ONE_HOT_DEPTH = 100_000  # classes; the result has depth times the batch's items
+MAX_ONE_HOT_DEPTH = 1000  # classes; a table of its square is kept
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 
 Array = NDArray[Any]
@@ -157,18 +157,14 @@ def _one_hot(attributes: Attributes, constants: tuple[Constant | None, ...]) -> 
     columns = int(depth.data[0])
     if not 0 < columns <= MAX_ONE_HOT_DEPTH:
         raise GraphError(f"OneHot: its depth is {columns}")
-    off_value, on_value = values.data
+    off, on = values.data
 
     def make(real: Real) -> Kernel:
-        classes = np.arange(columns)
-        off, on = real(off_value), real(on_value)
-
-        def kernel(indices: Array) -> Array:
-            # From -depth to -1 an index counts from the end; what is out of range is off everywhere.
-            counted = np.where(indices < 0, indices + columns, indices)
-            return np.where(counted[..., None] == classes, on, off)
-
-        return kernel
+        table = np.full((columns, columns), off, real)
+        np.fill_diagonal(table, on)
+        # Rows from the end by negative index, as in ONNX; out of range, where ONNX has a row of
+        # off, is an error here: a label that is no class must not pass for one.
+        return lambda indices: table[indices]
 
     return make
 

@@ -39,7 +39,8 @@ def run(context: JobContext) -> Outcome:
 
 
 def _train(context: JobContext, settings: TrainSettings, model: LoadedModel, part: Part) -> float | None:
-    if settings.local_epochs < 0 or settings.batch_size < 1 or (settings.max_examples or 1) < 1:
+    cap = settings.max_examples
+    if settings.local_epochs < 0 or settings.batch_size < 1 or (cap is not None and cap < 1):
         raise JobError("settings", "the plan's epochs, batch size or cap on examples are out of range")
     try:
         optimiser = optimisers.make(settings.optimizer, lr=settings.lr, momentum=settings.momentum)
