@@ -15,7 +15,7 @@ Invariants, per attempt, for every sequence of events:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from fedctl.core.records import Role, RoundPhase, Stage
@@ -53,6 +53,16 @@ class RoundState:
     def at(self, *stages: Stage) -> tuple[str, ...]:
         """Names of the devices at any of these stages, sorted."""
         return tuple(sorted(name for name, member in self.members.items() if member.stage in stages))
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Who measures the candidate: the hold-out devices, or the contributors where there are none."""
+        holdout = self.in_role(Role.HOLDOUT)
+        return holdout or self.at(Stage.COLLECTED, Stage.AGGREGATED)
+
+    def awaiting(self, closed: Collection[str] = ()) -> RoundState:
+        """The state in which all judges but the `closed` ones still owe their evaluation."""
+        return replace(self, awaited=frozenset(self.judges) - frozenset(closed))
 
     @property
     def uncollected(self) -> tuple[str, ...]:
@@ -121,10 +131,11 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFailed:
-    """The device will not measure them."""
+    """The device will not measure them; `code` is a stable word for why."""
 
     device: str
     reason: str
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +284,7 @@ def _close_collection(state: RoundState) -> Step:
 def _begin_evaluation(state: RoundState) -> Step:
     for device in state.at(Stage.COLLECTED):
         state = _set(state, device, Stage.AGGREGATED)
-    held_out = tuple(
-        name for name in state.in_role(Role.HOLDOUT) if state.members[name].stage is not Stage.DROPPED
-    )
-    judges = held_out if state.in_role(Role.HOLDOUT) else state.at(Stage.AGGREGATED)
-    state = replace(state, phase=RoundPhase.EVALUATING, awaited=frozenset(judges))
+    state = replace(state, phase=RoundPhase.EVALUATING).awaiting()
     return state, resume(state)
 
 

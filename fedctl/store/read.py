@@ -215,6 +215,17 @@ class ReadStore:
         """One task, or None when it was never recorded."""
         return self._one(rows.to_task, f"{_TASK} WHERE task_id = ?", [task_id])
 
+    def lingering_tasks(self, device: str) -> tuple[Task, ...]:
+        """Tasks that the device may still hold although nobody needs them: their round is over.
+
+        Tasks outside rounds (golden, stats) count as over: who makes them also waits for them.
+        """
+        query = f"""{_TASK} WHERE device = ? AND state <> 'released'
+            AND coalesce(round_id NOT IN (
+                SELECT id FROM round WHERE phase IN ('planned', 'running', 'aggregating', 'evaluating')
+            ), TRUE)"""  # noqa: S608 - constants only
+        return self._all(rows.to_task, query, [device])
+
     def round_totals(self, round_id: int) -> Totals:
         """What a round's tasks have cost so far."""
         query = """SELECT count(*) AS tasks, coalesce(sum(bytes_up), 0) AS bytes_up,

@@ -1,0 +1,77 @@
+"""What the round operations return: plain facts, derived from the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedctl.core.records import Role, RoundDevice, RoundPhase, Stage
+from fedctl_wire.codec import Json
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSummary:
+    """One round in one line; a measure that nobody took is None."""
+
+    id: int
+    uuid: str
+    model: str
+    base_version: int
+    result_version: int | None
+    phase: RoundPhase
+    reason: str | None
+    gate: str | None  # "passed", "failed", "none" (nobody to evaluate); None before the gate
+    attempt: int
+    plan: str  # sha256
+    cohort: int  # training devices selected
+    contributors: int  # whose updates are in the result
+    evaluated: int  # devices that measured both versions
+    loss: float | None
+    loss_before: float | None
+    accuracy: float | None
+    auroc: float | None
+    auroc_before: float | None
+    bytes_up: int  # devices to workstation
+    bytes_down: int
+    started_at: str  # RFC 3339, UTC
+    ended_at: str | None
+    duration_s: float | None
+    dropped: tuple[RoundDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDeviceReport:
+    """What one device did in a round and what it cost."""
+
+    device: str
+    role: Role
+    stage: Stage
+    reason: str | None
+    examples: int | None
+    norm: float | None  # L2 norm of the update
+    update_sha256: str | None
+    train_loss: float | None
+    bytes_up: int
+    bytes_down: int
+    cpu_ms: int
+    wall_ms: int
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDetail:
+    """Everything about one round."""
+
+    summary: RoundSummary
+    plan: dict[str, Json]
+    devices: tuple[RoundDeviceReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """The outcome of `round start`: the rounds of this run, after those that it finished first."""
+
+    rounds: tuple[RoundSummary, ...]
+    resumed: tuple[RoundSummary, ...] = ()
+    until: str | None = None
+    until_met: bool | None = None  # None without --until
+    skipped: bool = field(default=False)  # --skip-if-running found another run

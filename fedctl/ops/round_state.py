@@ -1,0 +1,143 @@
+"""What the database says of a round, as the machine's state and as facts for people."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from fedctl.core.gate import Measured
+from fedctl.core.records import Role, Round, RoundDevice, RoundPhase, Stage, Task
+from fedctl.core.round_machine import Member, RoundState
+from fedctl.models.metrics import auroc
+from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RoundSummary
+from fedctl.store import ReadStore
+from fedctl_wire.codec import Json, decode, from_json, to_json
+from fedctl_wire.limits import LIMITS
+from fedctl_wire.messages import Evaluation, Plan, TaskKind
+
+EVALUATED = frozenset({"collected", "released"})  # task states in which an evaluation's numbers are here
+CLOSED = EVALUATED | {"failed"}
+
+
+def load_plan(store: ReadStore, round_: Round) -> Plan:
+    """The plan of a round; the database is trusted, its signature was made here."""
+    return decode(Plan, store.plan(round_.plan).payload, limit=LIMITS.json_body_bytes)
+
+
+def load_state(store: ReadStore, round_: Round, quorum: int) -> RoundState:
+    """Rebuild the machine's state: what a driver that finds the round must go on from."""
+    rows = store.round_devices(round_.id)
+    members = {row.device: Member(row.role, row.stage, row.reason) for row in rows}
+    state = RoundState(round_.phase, quorum, members, reason=round_.reason)
+    if round_.phase is not RoundPhase.EVALUATING:
+        return state
+    closed = {task.device for task in _evaluations(store, round_, CLOSED)}
+    return state.awaiting(closed)
+
+
+def evaluation_pairs(store: ReadStore, round_: Round) -> dict[str, tuple[Evaluation, Evaluation]]:
+    """(base, candidate) as each device measured them in this attempt."""
+    return {
+        task.device: (
+            from_json(Evaluation, task.metrics["base"]),
+            from_json(Evaluation, task.metrics["candidate"]),
+        )
+        for task in _evaluations(store, round_, EVALUATED)
+    }
+
+
+def evaluation_codes(store: ReadStore, round_: Round) -> dict[str, str]:
+    """The stable word for why, of each device whose evaluation failed in this attempt."""
+    failed = _evaluations(store, round_, frozenset({"failed"}))
+    return {task.device: str(task.metrics.get("code", "")) for task in failed}
+
+
+def measured_json(measured: Measured | None) -> Json:
+    """A measurement as it is kept with a round or version, its histogram turned into the AUROC."""
+    if measured is None:
+        return None
+    histogram = measured.histogram
+    return {
+        "examples": measured.examples,
+        "loss": measured.loss,
+        "accuracy": measured.accuracy,
+        "auroc": auroc(histogram) if histogram is not None else None,
+    }
+
+
+def summarise(store: ReadStore, round_: Round) -> RoundSummary:
+    """One round in one line."""
+    rows = store.round_devices(round_.id)
+    totals = store.round_totals(round_.id)
+    base = round_.metrics.get("base") or {}
+    candidate = round_.metrics.get("candidate") or {}
+    return RoundSummary(
+        id=round_.id,
+        uuid=round_.uuid,
+        model=round_.model,
+        base_version=round_.base_version,
+        result_version=round_.result_version,
+        phase=round_.phase,
+        reason=round_.reason,
+        gate=round_.metrics.get("gate"),
+        attempt=round_.attempt,
+        plan=round_.plan,
+        cohort=sum(row.role is Role.TRAIN for row in rows),
+        contributors=sum(row.stage is Stage.AGGREGATED for row in rows),
+        evaluated=int(round_.metrics.get("evaluated", 0)),
+        loss=candidate.get("loss"),
+        loss_before=base.get("loss"),
+        accuracy=candidate.get("accuracy"),
+        auroc=candidate.get("auroc"),
+        auroc_before=base.get("auroc"),
+        bytes_up=totals.bytes_up,
+        bytes_down=totals.bytes_down,
+        started_at=round_.started_at,
+        ended_at=round_.ended_at,
+        duration_s=_duration_s(round_),
+        dropped=tuple(row for row in rows if row.stage is Stage.DROPPED),
+    )
+
+
+def detail(store: ReadStore, round_: Round) -> RoundDetail:
+    """Everything about one round."""
+    tasks: dict[str, list[Task]] = {}
+    for task in store.tasks(round_.id):
+        tasks.setdefault(task.device, []).append(task)
+    devices = tuple(_report(row, tasks.get(row.device, [])) for row in store.round_devices(round_.id))
+    plan: dict[str, Json] = to_json(load_plan(store, round_))
+    return RoundDetail(summarise(store, round_), plan, devices)
+
+
+def _report(row: RoundDevice, tasks: list[Task]) -> RoundDeviceReport:
+    losses = [task.metrics.get("loss") for task in tasks if task.kind == TaskKind.TRAIN.value]
+    return RoundDeviceReport(
+        device=row.device,
+        role=row.role,
+        stage=row.stage,
+        reason=row.reason,
+        examples=row.examples,
+        norm=row.norm,
+        update_sha256=row.update_sha256,
+        train_loss=losses[-1] if losses else None,
+        bytes_up=sum(task.bytes_up for task in tasks),
+        bytes_down=sum(task.bytes_down for task in tasks),
+        cpu_ms=sum(task.cpu_ms for task in tasks),
+        wall_ms=sum(task.wall_ms for task in tasks),
+        peak_rss_bytes=max((task.peak_rss_bytes for task in tasks), default=0),
+    )
+
+
+def _evaluations(store: ReadStore, round_: Round, states: frozenset[str]) -> tuple[Task, ...]:
+    return tuple(
+        task
+        for task in store.tasks(round_.id)
+        if task.kind == TaskKind.EVALUATE.value and task.attempt == round_.attempt and task.state in states
+    )
+
+
+def _duration_s(round_: Round) -> float | None:
+    if round_.ended_at is None:
+        return None
+    return (
+        datetime.fromisoformat(round_.ended_at) - datetime.fromisoformat(round_.started_at)
+    ).total_seconds()

@@ -1,0 +1,168 @@
+"""Scaling across the fleet: the `stats` task on the training devices, summed into a model's next version."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedctl.aggregation.scaling import scaling_from_stats, stats_layout
+from fedctl.aggregation.update import ExpectedFile, UpdateSink
+from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
+from fedctl.core.errors import DeviceError, FedctlError, NotMetError
+from fedctl.core.plan import task_plan
+from fedctl.core.progress import DeviceProgress, Note, Observer
+from fedctl.core.records import Device, ModelVersion, Task, VersionState
+from fedctl.ops.exchange import Assignment, carry_out, verified_result
+from fedctl.ops.session import RELEASED, FleetSession
+from fedctl.release.bundle import Bundle, next_version
+from fedctl.release.plan import sign_plan
+from fedctl.transport import retrying, sweep
+from fedctl_wire.messages import TaskKind
+from fedctl_wire.signing import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """What every device is asked for, and where the answers go."""
+
+    session: FleetSession
+    base: Bundle
+    round: str  # uuid
+    plan: Envelope
+    directory: Path
+    deadline: float  # instant of `time.monotonic`
+
+
+def scaled_version(
+    session: FleetSession,
+    draft: Bundle,
+    devices: Sequence[Device],
+    *,
+    quorum: int,
+    deadline_s: float,
+    observer: Observer,
+) -> Bundle:
+    """Fill in a draft's scaling from what the training devices know of their features.
+
+    Args:
+        session: The command's connections.
+        draft: A version that still needs its scaling.
+        devices: The training devices; hold-out devices are never asked.
+        quorum: How many must answer.
+        deadline_s: How long they may take.
+        observer: Told about each device.
+
+    Raises:
+        NotMetError: Fewer answered; the message says who and why.
+    """
+    round_uuid = str(uuid.uuid4())
+    names = tuple(device.name for device in devices)
+    plan = task_plan(
+        fleet=session.fleet.uuid,
+        round_id=round_uuid,
+        manifest=draft.manifest,
+        bundle=draft.sha256,
+        kind=TaskKind.STATS,
+        devices=names,
+    )
+    directory = session.home.path / "rounds" / f"stats-{draft.manifest.model}"
+    directory.mkdir(parents=True, exist_ok=True)
+    envelope = sign_plan(plan, session.operator_key)
+    session.store.add_plan(envelope)
+    errand = _Errand(session, draft, round_uuid, envelope, directory, time.monotonic() + deadline_s)
+    observer(Note(f"scaling: asking {len(names)} devices for the sums of their features"))
+    results = _gather(errand, devices, quorum, observer)
+    bundle = _next_version(session, draft, results)
+    shutil.rmtree(directory, ignore_errors=True)
+    return bundle
+
+
+def _gather(errand: _Errand, devices: Sequence[Device], quorum: int, observer: Observer) -> dict[str, Path]:
+    results: dict[str, Path] = {}
+    failures: dict[str, FedctlError] = {}
+    for device, outcome in sweep(devices, lambda device: _ask(errand, device)):
+        if isinstance(outcome, FedctlError):
+            failures[device.name] = outcome
+            observer(DeviceProgress(device.name, "dropped", outcome.message))
+        else:
+            results[device.name] = outcome
+            observer(DeviceProgress(device.name, "summed"))
+    if len(results) < quorum:
+        reasons = "".join(f"\n  {name}  {error.message}" for name, error in sorted(failures.items()))
+        raise NotMetError(
+            f"scaling of {errand.base.manifest.model} failed: quorum {quorum} not met, "
+            f"{len(results)} of {len(devices)} devices delivered their sums{reasons}",
+            hint="mend the devices above, or lower --quorum",
+            subject=str(errand.base.manifest.model),
+        )
+    return results
+
+
+def _ask(errand: _Errand, device: Device) -> Path:
+    return retrying(lambda: _ask_once(errand, device), deadline=errand.deadline)
+
+
+def _ask_once(errand: _Errand, device: Device) -> Path:
+    session = errand.session
+    try:
+        client = session.client(device)
+        client.push_bundle(errand.base.directory, activate=True)
+        assignment = Assignment(device, TaskKind.STATS, errand.round, 1, errand.plan, errand.base.sha256)
+        task = Task(assignment.task_id, None, device.name, TaskKind.STATS.value, 1, "sent")
+        session.store.put_task(task)
+        status = carry_out(
+            client, assignment, stop=threading.Event(), deadline=errand.deadline, on_status=lambda _: None
+        )
+        result = verified_result(assignment, status)
+        if result.result_sha256 is None or result.result_bytes is None:
+            raise DeviceError("the result names no sums", subject=device.name, code="result")
+        features = errand.base.manifest.input_shape[-1]
+        expected = ExpectedFile(
+            device.name, stats_layout(features), result.result_sha256, result.result_bytes
+        )
+        path = errand.directory / f"{device.name}.safetensors"
+        with UpdateSink(path, expected) as sink:
+            client.fetch_result(assignment.task_id, sink.write, limit=result.result_bytes)
+            sink.commit()
+        client.ack(assignment.task_id)
+    except FedctlError:
+        session.forget(device.name)
+        raise
+    session.store.put_task(Task(task.task_id, None, device.name, task.kind, 1, RELEASED))
+    return path
+
+
+def _next_version(session: FleetSession, draft: Bundle, results: dict[str, Path]) -> Bundle:
+    manifest = draft.manifest
+    scaling = scaling_from_stats(results, manifest.input_shape[-1])
+    version = session.store.model(manifest.model).latest_version + 1
+    bundle = next_version(
+        draft,
+        session.home.bundle(manifest.model, version),
+        version=version,
+        preprocessing=scaling,
+        operator_key=session.operator_key,
+    )
+    row = ModelVersion(
+        model=manifest.model,
+        version=version,
+        sha256=bundle.sha256,
+        parent=draft.sha256,
+        round_id=None,
+        state=VersionState.DRAFT,
+        created_at=rfc3339(SYSTEM_CLOCK.now()),
+    )
+    with session.store.transaction():
+        session.store.add_version(row)
+        session.store.add_event(
+            actor="operator",
+            verb="model.scale",
+            subject=f"{manifest.model}@{version}",
+            detail={"devices": sorted(results)},
+        )
+    return bundle

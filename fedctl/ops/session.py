@@ -1,0 +1,128 @@
+"""The connections and keys of one command: a client a device, made on first use, closed together.
+
+At first contact a device gets what it missed: a newer roster, and an end to tasks of rounds that are
+over, so that their results do not fill its spool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from fedctl.core.errors import DeviceError, TrustError
+from fedctl.core.home import Home
+from fedctl.core.records import Device
+from fedctl.ops.roster import stored_roster
+from fedctl.release.keys import load_operator, login_path
+from fedctl.store import Store
+from fedctl.transport import AgentClient, connect
+from fedctl_wire.messages import Health
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+RELEASED = "released"  # state of a task whose device keeps nothing of it any more
+
+
+class FleetSession:
+    """What every device-facing operation of a command shares. Thread-safe; a context manager.
+
+    One client is used by one thread at a time: whoever works on a device owns its client meanwhile.
+
+    Attributes:
+        store: The state database.
+        home: Where bundles, rounds and keys are.
+        fleet: The fleet's facts.
+    """
+
+    def __init__(self, store: Store, home: Home) -> None:
+        self.store = store
+        self.home = home
+        self.fleet = store.fleet()
+        self.operator_key: Ed25519PrivateKey = load_operator(home, expected=self.fleet.operator_key)
+        self._clients: dict[str, AgentClient] = {}
+        self._health: dict[str, Health] = {}
+        self._lock = threading.Lock()
+        self.passed_golden: set[tuple[str, str]] = set()  # (device, graph's sha256) in this command
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def client(self, device: Device) -> AgentClient:
+        """The client of a device that has said who it is and knows the current roster.
+
+        Raises:
+            UnreachableError: It does not answer.
+            TrustError: Another device answers at its address.
+        """
+        with self._lock:
+            known = self._clients.get(device.name)
+        if known is not None:
+            return known
+        client = connect(
+            device=device.name, url=device.url, host_key=device.host_key, login_key=login_path(self.home)
+        )
+        try:
+            health = self._greet(client, device)
+        except BaseException:
+            client.close()
+            raise
+        with self._lock:
+            self._clients[device.name] = client
+            self._health[device.name] = health
+        self.release(device)
+        return client
+
+    def health(self, device: Device) -> Health:
+        """What the device said of itself at first contact; `client` must have succeeded before."""
+        return self._health[device.name]
+
+    def forget(self, device: str) -> None:
+        """Close the device's client; the next `client` connects anew."""
+        with self._lock:
+            client = self._clients.pop(device, None)
+        if client is not None:
+            client.close()
+
+    def close(self) -> None:
+        """Close every client."""
+        for name in list(self._clients):
+            self.forget(name)
+
+    def release(self, device: Device) -> None:
+        """End what the device still does or keeps for rounds that are over; see `client`."""
+        client = self.client(device)
+        for task in self.store.lingering_tasks(device.name):
+            with contextlib.suppress(DeviceError):  # long gone there: nothing to release
+                client.cancel(task.task_id)
+                client.ack(task.task_id)
+            self.store.put_task(replace(task, state=RELEASED))
+
+    def is_stale(self, task_id: str) -> bool:
+        """Whether the task that holds a device's slot belongs to work of this fleet that is over."""
+        task = self.store.task(task_id)
+        if task is None:
+            return False
+        return task.round_id is None or self.store.round(task.round_id).phase.final
+
+    def _greet(self, client: AgentClient, device: Device) -> Health:
+        health = client.health()
+        if health.device != device.name:
+            raise TrustError(
+                f"at the address of {device.name} answers {health.device or 'a device that is not enrolled'}",
+                hint=f"compare {device.url} with what the device shows, then enrol it again",
+                subject=device.name,
+                code="identity",
+            )
+        roster = stored_roster(self.home) if health.roster_serial < self.fleet.roster_serial else None
+        if roster is not None:
+            client.put_roster(roster)
+        return health
