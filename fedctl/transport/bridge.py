@@ -74,7 +74,8 @@ def _bridge_error(text: str, device: str, user: str) -> FedctlError:
 def _silent_end(channel: paramiko.Channel, device: str, deadline: float) -> FedctlError:
     channel.status_event.wait(remaining_s(deadline))
     said = channel.recv_stderr(_LINE_BYTES) if channel.recv_stderr_ready() else b""
-    reason = printable(said.decode("utf-8", "replace")) or f"exit code {channel.exit_status}"
+    lines = said.decode("utf-8", "replace").strip().splitlines()
+    reason = printable(lines[-1]) if lines else f"exit code {channel.exit_status}"
     if channel.exit_status in _NOT_STARTED:
         return DeviceError(
             f"device {device}: the agent cannot be started: {reason}", subject=device, code="no_agent"

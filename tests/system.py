@@ -1,0 +1,309 @@
+"""The SSH test bed: a real OpenSSH server on a loopback port, for a user that exists only meanwhile.
+
+Needs root. Enabled by CI=true or SYSTEM_TESTS=1, because it adds a user and, where OpenSSH's server is not
+installed, unpacks Debian's package into a temporary directory: nothing is installed and no service starts.
+Everything is removed at the end.
+
+    with ssh_bed() as bed:                    # or the session fixture `bed`, imported in a conftest.py
+        key = bed.authorize(bed.bridge_command(socket_path))
+        connect(device="d", url=bed.url, host_key=bed.host_key, login_key=key)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+HOW_TO_ENABLE = "enable with: sudo SYSTEM_TESTS=1 make test"
+PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled into Debian's sshd, as is its user `sshd`
+PATIENCE_S = 20.0
+
+
+def system_tests_enabled() -> bool:
+    """Whether tests may add a user and start sshd: as root, and when asked to."""
+    asked = os.environ.get("CI") == "true" or os.environ.get("SYSTEM_TESTS") == "1"
+    return asked and os.geteuid() == 0
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait until `condition` is true; fails after `PATIENCE_S`, which no passing test comes near."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.01)
+
+
+@dataclass(frozen=True, slots=True)
+class SshdProgram:
+    """How to start sshd."""
+
+    path: Path
+    environment: dict[str, str]
+    directives: tuple[str, ...]  # extra lines for its configuration
+
+
+@contextlib.contextmanager
+def sshd_program(directory: Path) -> Iterator[SshdProgram]:
+    """The installed sshd, or Debian's package unpacked below `directory`; skips when there is neither.
+
+    Adds what sshd wants to find, its user and `/run/sshd`, and removes what it added.
+    """
+    installed = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
+    program = SshdProgram(Path(installed), {}, ()) if installed else _unpack_sshd(directory / "openssh")
+    with contextlib.ExitStack() as undo:
+        if not _has_user("sshd"):
+            _command("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "sshd")
+            undo.callback(_command, "userdel", "sshd")
+        if not PRIVILEGE_SEPARATION.exists():
+            PRIVILEGE_SEPARATION.mkdir(mode=0o755)
+            undo.callback(PRIVILEGE_SEPARATION.rmdir)
+        yield program
+
+
+def _unpack_sshd(root: Path) -> SshdProgram:
+    archives = root / "archives"
+    (archives / "partial").mkdir(parents=True)
+    if shutil.which("apt-get") is None:
+        pytest.skip("no sshd here and no apt-get to fetch one: install openssh-server")
+    try:
+        _command("apt-get", "update", "-qq")
+        options = ("-qq", "-y", "--no-install-recommends", "--download-only")
+        _command("apt-get", "install", *options, "-o", f"Dir::Cache::archives={archives}", "openssh-server")
+        for archive in archives.glob("*.deb"):
+            _command("dpkg-deb", "--extract", str(archive), str(root))
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no sshd here, and openssh-server cannot be fetched: {error.stderr.strip()[-200:]}")
+    libraries = sorted({str(p.parent) for p in root.glob("usr/lib/**/*.so*")})
+    # Since OpenSSH 9.8 sshd starts further programs, by default from where the package would be installed.
+    helpers = {"SshdSessionPath": "sshd-session", "SshdAuthPath": "sshd-auth"}
+    found = {word: root / "usr/lib/openssh" / name for word, name in helpers.items()}
+    directives = tuple(f"{word} {path}" for word, path in found.items() if path.exists())
+    environment = {"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {}
+    return SshdProgram(root / "usr/sbin/sshd", environment, directives)
+
+
+class Sshd:
+    """One server on one loopback address and port, which lets in the keys of `authorized_keys`."""
+
+    def __init__(
+        self, program: SshdProgram, directory: Path, *, address: str = "127.0.0.1", port: int | None = None
+    ) -> None:
+        directory.mkdir(mode=0o755)
+        self.address = address
+        self.port = port or free_port(address)
+        self.authorized_keys = directory / "authorized_keys"
+        self._program = program
+        self._host_key_path = directory / "host_key"
+        self._config = directory / "sshd_config"
+        self._log = directory / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.authorized_keys.touch(mode=0o644)
+        self.new_host_key()
+        self._configure()
+
+    @property
+    def host_key(self) -> str:
+        """The server's key, `ssh-ed25519 AAAA…`."""
+        return " ".join(self._host_key_path.with_suffix(".pub").read_text().split()[:2])
+
+    @property
+    def log(self) -> str:
+        """What it logged, for the message of a failing test."""
+        return self._log.read_text(errors="replace")
+
+    def new_host_key(self) -> None:
+        """Take another host key, as after a re-flash; in force from the next start."""
+        self._host_key_path.unlink(missing_ok=True)
+        make_key(self._host_key_path)
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        command = [self._program.path, "-D", "-e", "-f", self._config]
+        with self._log.open("ab") as log:
+            environment = {**os.environ, **self._program.environment}
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=environment)
+        eventually(self._listens, f"sshd listens: {self.log}")
+
+    def stop(self) -> None:
+        """End it and every session it carries."""
+        if self._process is not None:
+            end_tree(self._process)
+            self._process = None
+
+    def sessions(self) -> list[psutil.Process]:
+        """Its processes that serve a connection."""
+        assert self._process is not None
+        return psutil.Process(self._process.pid).children(recursive=True)
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"sshd ended: {self.log}"
+        with socket.socket() as probe:
+            return probe.connect_ex((self.address, self.port)) == 0
+
+    def _configure(self) -> None:
+        lines = [
+            f"ListenAddress {self.address}:{self.port}",
+            f"HostKey {self._host_key_path}",
+            f"AuthorizedKeysFile {self.authorized_keys}",
+            "StrictModes no",  # the directories belong to root, the login to the test user
+            "PidFile none",
+            "UsePAM no",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PrintMotd no",
+            "LogLevel VERBOSE",
+            *self._program.directives,
+        ]
+        self._config.write_text("\n".join(lines) + "\n")
+
+
+class SshBed:
+    """One user and one running server; `directory` can be entered by both root and the user."""
+
+    def __init__(self, directory: Path, user: str, home: Path, sshd: Sshd) -> None:
+        self.directory = directory
+        self.user = user
+        self.home = home
+        self.sshd = sshd
+        self._keys = 0
+
+    @property
+    def url(self) -> str:
+        """The server as a device URL."""
+        return f"ssh://{self.user}@{self.sshd.address}:{self.sshd.port}"
+
+    @property
+    def host_key(self) -> str:
+        """The server's present host key."""
+        return self.sshd.host_key
+
+    def new_directory(self, name: str) -> Path:
+        """A fresh directory that the user may enter, for a socket that both sides open."""
+        path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.directory))
+        path.chmod(0o711)
+        return path
+
+    def authorize(self, command: str | None, *, passphrase: str = "") -> Path:
+        """Make a key that may log in: to run only `command`, or anything when it is None."""
+        self._keys += 1
+        path = make_key(self.directory / f"key-{self._keys}", passphrase=passphrase)
+        quoted = "" if command is None else command.replace("\\", "\\\\").replace('"', '\\"')
+        limit = "" if command is None else f'restrict,command="{quoted}" '
+        with self.sshd.authorized_keys.open("a") as lines:
+            lines.write(limit + path.with_suffix(".pub").read_text())
+        return path
+
+    def bridge_command(self, socket_path: Path) -> str:
+        """The command line of `dial-stdio` to that socket, from a copy that the user may read."""
+        copy = self.directory / "lib" / "dial_stdio.py"
+        if not copy.exists():
+            from fedctl_agent import dial_stdio
+
+            copy.parent.mkdir(mode=0o755)
+            shutil.copy(dial_stdio.__file__, copy)
+            copy.chmod(0o644)
+        program = f"import sys; sys.path.insert(0, {str(copy.parent)!r}); import dial_stdio; "
+        program += f"sys.exit(dial_stdio.run({str(socket_path)!r}))"
+        return shlex.join([str(python_for_all()), "-I", "-S", "-c", program])
+
+    def processes(self) -> list[psutil.Process]:
+        """The user's running processes."""
+        uid = pwd.getpwnam(self.user).pw_uid
+        return [p for p in psutil.process_iter(["uids"]) if p.info["uids"] and p.info["uids"].real == uid]
+
+
+@contextlib.contextmanager
+def ssh_bed() -> Iterator[SshBed]:
+    """Make user, keys and server; skips where system tests are not enabled."""
+    if not system_tests_enabled():
+        pytest.skip(f"needs root, a test user and sshd; {HOW_TO_ENABLE}")
+    with contextlib.ExitStack() as undo:
+        directory = Path(tempfile.mkdtemp(prefix="fedctl-ssh-"))
+        undo.callback(shutil.rmtree, directory)
+        directory.chmod(0o711)
+        program = undo.enter_context(sshd_program(directory))
+        user = f"fedctl-test-{os.getpid()}"
+        home = directory / "home"
+        # A password of "*" admits none but, unlike the default "!", does not lock the account for keys.
+        _command("useradd", "-m", "-d", str(home), "-s", "/bin/bash", "-p", "*", user)
+        undo.callback(_remove_user, user)
+        sshd = Sshd(program, directory / "sshd")
+        undo.callback(sshd.stop)
+        sshd.start()
+        yield SshBed(directory, user, home, sshd)
+
+
+@pytest.fixture(scope="session")
+def bed() -> Iterator[SshBed]:
+    """One bed for all tests of a session."""
+    with ssh_bed() as made:
+        yield made
+
+
+def make_key(path: Path, *, passphrase: str = "") -> Path:
+    """A fresh Ed25519 key pair: `path` and `path.pub`."""
+    _command("ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-C", "test", "-f", str(path))
+    return path
+
+
+def free_port(address: str) -> int:
+    """A port that nobody listens on at `address` right now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def python_for_all() -> Path:
+    """An interpreter that every user can run: this one, else the system's; skips when there is none."""
+    for python in (Path(sys.executable).resolve(), Path("/usr/bin/python3"), Path("/usr/local/bin/python3")):
+        if python.exists() and all(parent.stat().st_mode & 0o001 for parent in (python, *python.parents)):
+            return python
+    pytest.skip("there is no Python that the test user can run")
+
+
+def end_tree(process: subprocess.Popen[bytes]) -> None:
+    """End a process of ours and all that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _remove_user(user: str) -> None:
+    uid = pwd.getpwnam(user).pw_uid
+    for process in psutil.process_iter(["uids"]):
+        if process.info["uids"] and process.info["uids"].real == uid:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    _command("userdel", user)
+
+
+def _has_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _command(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
