@@ -41,6 +41,11 @@ def start(launcher: str, state: str, socket: str, *, restart: bool) -> dict[str,
     return {"changed": True, "service": service, "verdict": _verdict(service, launcher, state, socket)}
 
 
+def running(socket: str) -> bool:
+    """Whether an agent answers at its socket."""
+    return _answers(socket)
+
+
 def stop(launcher: str, state: str, socket: str) -> None:
     """Stop the agent and let nothing start it again; fine when it does not run."""
     if _unit_path().exists():

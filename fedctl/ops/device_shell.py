@@ -48,7 +48,7 @@ class DeviceShell:
         verb: str,
         *,
         data: bytes = b"",
-        timeout_s: float = _DEADLINE_S,
+        timeout_s: float | None = None,
         **arguments: Json,
     ) -> Json:
         """Run `module.verb(**arguments)` there and return its answer.
@@ -57,7 +57,7 @@ class DeviceShell:
             module: A module that imports only the standard library.
             verb: One of its functions.
             data: What the function may read from stdin.
-            timeout_s: Until when it must have ended.
+            timeout_s: Until when it must have ended; two minutes when None.
             arguments: Plain JSON values.
 
         Raises:
@@ -67,7 +67,7 @@ class DeviceShell:
         program = (inspect.getsource(module) + _TAIL).encode()
         request = dump_bytes({"verb": verb, "arguments": arguments}) + b"\n"
         command = shlex.join(["python3", "-c", _BOOT.format(size=len(program))])
-        done = self.session.run(command, stdin=program + request + data, timeout_s=timeout_s)
+        done = self.session.run(command, stdin=program + request + data, timeout_s=timeout_s or _DEADLINE_S)
         for line in reversed(done.stdout.decode(errors="replace").splitlines()):
             if line.startswith(_MARK):
                 return self._answer(line.removeprefix(_MARK), verb)

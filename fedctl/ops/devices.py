@@ -1,4 +1,4 @@
-"""Devices of the fleet: add, select, label, ping, remove.
+"""Devices of the fleet: add, label, ping, remove.
 
 Each function is one thing an admin asks for. Adding and removing make one new roster a command; a
 device that is not reached now gets it at its next contact.
@@ -6,50 +6,40 @@ device that is not reached now gets it at its next contact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedctl.core.errors import FedctlError
+from fedctl.core.errors import FedctlError, TrustError
 from fedctl.core.home import Home
+from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
+from fedctl.ops.device_add import Addition, AddResult, AdminLogin, add_agents, timed_health
+from fedctl.ops.device_enrol import NewDevice
+from fedctl.ops.device_remove import Removal, RemoveOutcome
+from fedctl.ops.fleet import actor
+from fedctl.ops.roster import stored_roster
+from fedctl.release.keys import load_root, login_path
 from fedctl.store import ReadStore, Store
+from fedctl.transport import connect, sweep
 from fedctl_wire.messages import Health
 
-Observer = Callable[[str, str], None]  # (device, sentence)
+__all__ = [
+    "AddResult",
+    "AdminLogin",
+    "NewDevice",
+    "PingOutcome",
+    "RemoveOutcome",
+    "add",
+    "add_local",
+    "label",
+    "ping",
+    "remove",
+    "show",
+]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewDevice:
-    """A device to add; the name is checked by `add`."""
-
-    name: str
-    url: str  # unix://PATH or ssh://[user@]host[:port]
-    labels: Mapping[str, str] = field(default_factory=dict)
-    source: Path | None = None  # a source TOML, copied to the device on first add; ssh only
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdminLogin:
-    """How the admin, not fedctl, logs in at a device over SSH."""
-
-    ssh_config: Path | None = None
-    accept_host_key: str | None = None  # "SHA256:…"
-    ask: Callable[[str], bool] | None = None  # None: never asked, an unknown host key is refused
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddResult:
-    """What `add` found and did, or would do with `dry_run`."""
-
-    name: str
-    url: str
-    device: Device | None  # None after a dry run of a new device
-    changed: bool  # False: everything was there already
-    steps: tuple[str, ...]  # sentences: done, or with dry_run what would be done
-    verdict: str = ""  # how the agent comes back after a reboot; "" for unix://
-    round_trip_ms: float | None = None
-    dry_run: bool = False
+_OWN_LOGIN = AdminLogin()  # the user's own OpenSSH configuration, nobody asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,45 +53,74 @@ class PingOutcome:
     error: FedctlError | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoveOutcome:
-    """What became of one device to remove."""
-
-    device: str
-    steps: tuple[str, ...] = ()
-    error: FedctlError | None = None  # set: it is still enrolled
-
-
-def add(  # noqa: PLR0913 - the options of one command
+def add(
     store: Store,
     home: Home,
     device: NewDevice,
     *,
-    admin: AdminLogin = AdminLogin(),
+    admin: AdminLogin = _OWN_LOGIN,
     root_key: Path | None = None,
     wheels: Path | None = None,
     dry_run: bool = False,
-    observer: Observer | None = None,
+    observer: Observer = silent,
 ) -> AddResult:
-    """Install the agent where it is missing (ssh), enrol it and store the device."""
-    raise NotImplementedError
+    """Enrol a device: over SSH install the agent where it is missing, and start it; at a socket it runs.
+
+    Run again it changes only what is missing. When it fails, what it did on the device is taken back and
+    the device gets no row.
+
+    Args:
+        store: The fleet's database.
+        home: Its keys and caches.
+        device: Name, address, labels and source.
+        admin: How to log in over SSH.
+        root_key: Where the root key was moved to.
+        wheels: A directory of wheels to use instead of the internet.
+        dry_run: Look and say what would be done; change nothing.
+        observer: Told each step.
+
+    Raises:
+        UsageError: For a name, URL, label or source that cannot be used, or a name or URL in use.
+        TrustError: Host key, login, or an enrolment in another fleet.
+        UnreachableError: The device does not answer.
+        DeviceError: It cannot carry an agent, or a step failed there.
+        ConfigError: Keys, wheels, disk or database.
+    """
+    addition = Addition.of(store, home, device, root_key=root_key, dry_run=dry_run, observer=observer)
+    if addition.endpoint.scheme == "unix":
+        return addition.at_socket()
+    return addition.over_ssh(admin, wheels)
 
 
 def add_local(
     store: Store, home: Home, devices: Sequence[NewDevice], *, root_key: Path | None = None
 ) -> tuple[Device, ...]:
-    """Enrol agents that already listen on Unix sockets, all with one new roster."""
-    raise NotImplementedError
+    """Enrol agents that already listen on Unix sockets, all with one new roster.
+
+    Raises:
+        FedctlError: As `add` does; no device gets a row then.
+    """
+    return add_agents(store, home, devices, root_key=root_key)
 
 
 def show(store: ReadStore, name: str) -> Device:
-    """The device of that name (NotFoundError when there is none)."""
-    raise NotImplementedError
+    """The device of that name.
+
+    Raises:
+        NotFoundError: When there is none, with names that look alike.
+    """
+    return store.device(name)
 
 
 def label(store: Store, devices: Sequence[Device], changes: Mapping[str, str | None]) -> tuple[Device, ...]:
     """Set labels, or remove those whose new value is None; returns the devices as they are now."""
-    raise NotImplementedError
+    with store.transaction():
+        for device in devices:
+            store.set_labels(device.name, changes)
+            store.add_event(
+                actor=actor(), verb="device.label", subject=device.name, detail={"changes": dict(changes)}
+            )
+        return tuple(store.device(device.name) for device in devices)
 
 
 def ping(
@@ -109,25 +128,86 @@ def ping(
     home: Home,
     devices: Sequence[Device],
     *,
-    root_key: Path | None = None,
     timeout_s: float = 10.0,
     parallel: int = 64,
-    observer: Observer | None = None,
+    observer: Observer = silent,
 ) -> tuple[PingOutcome, ...]:
-    """Ask every device for its health, concurrently; a failure is a value in its outcome."""
-    raise NotImplementedError
+    """Ask every device for its health, concurrently; a failure is a value in its outcome.
+
+    A device that holds an older roster gets the current one. Outcomes come in the order of `devices`.
+    """
+    serial, roster = store.fleet().roster_serial, stored_roster(home)
+    login_key = login_path(home)
+
+    def ask(device: Device) -> PingOutcome:
+        with connect(
+            device=device.name,
+            url=device.url,
+            host_key=device.host_key,
+            login_key=login_key,
+            timeout_s=timeout_s,
+        ) as client:
+            round_trip_ms, health = timed_health(client)
+            _check_name(device, health)
+            outdated = roster is not None and health.roster_serial < serial
+            if roster is not None and outdated:
+                client.put_roster(roster)
+        return PingOutcome(
+            device=device.name, round_trip_ms=round_trip_ms, health=health, roster_pushed=outdated
+        )
+
+    found: dict[str, PingOutcome] = {}
+    for device, answer in sweep(devices, ask, parallel=parallel):
+        if isinstance(answer, FedctlError):
+            answer = PingOutcome(device=device.name, error=answer)
+        found[device.name] = answer
+        observer(DeviceProgress(device.name, "no answer" if answer.error else "answered"))
+    _record_answers(store, found.values())
+    return tuple(found[device.name] for device in devices)
 
 
-def remove(  # noqa: PLR0913 - the options of one command
+def remove(
     store: Store,
     home: Home,
     devices: Sequence[Device],
     *,
-    admin: AdminLogin = AdminLogin(),
+    admin: AdminLogin = _OWN_LOGIN,
     root_key: Path | None = None,
     purge: bool = False,
     forget: bool = False,
-    observer: Observer | None = None,
+    observer: Observer = silent,
 ) -> tuple[RemoveOutcome, ...]:
-    """Stop and delete the agents and take the devices out of the roster."""
-    raise NotImplementedError
+    """Stop and delete the agents and take the devices out of the roster, one device after the other.
+
+    Args:
+        store: The fleet's database.
+        home: Its keys.
+        devices: Which.
+        admin: How to log in over SSH.
+        root_key: Where the root key was moved to.
+        purge: Delete the state directory too; never the data that its sources name.
+        forget: Take a device out of the fleet even where its agent cannot be deleted.
+        observer: Told each step.
+
+    Raises:
+        ConfigError: The root key, the disk or the database; nothing is removed then.
+    """
+    root = load_root(home, root_key, expected=store.fleet().root_key)
+    return Removal(store, home, admin, purge=purge, forget=forget, observer=observer).run(devices, root)
+
+
+def _record_answers(store: Store, outcomes: Iterable[PingOutcome]) -> None:
+    with store.transaction():
+        for outcome in outcomes:
+            if outcome.health is not None:
+                store.set_device_seen(outcome.device, agent_version=outcome.health.version)
+
+
+def _check_name(device: Device, health: Health) -> None:
+    if health.device != device.name:
+        raise TrustError(
+            f"at the address of {device.name} answers {health.device or 'a device that is not enrolled'}",
+            hint=f"run again: fedctl devices add {device.name} {device.url}",
+            subject=device.name,
+            code="identity",
+        )

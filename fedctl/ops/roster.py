@@ -1,4 +1,4 @@
-"""The fleet's roster on the workstation: issued by the root at add and remove, kept signed beside the database.
+"""The fleet's roster on the workstation: issued by the root at add and remove, kept signed in the home.
 
 Whoever meets a device that holds an older one passes the kept envelope on, without the root key.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,19 +62,16 @@ def roster_turn(home: Home) -> Iterator[None]:
         LockedError: When another command held the lock for a minute.
     """
     deadline = time.monotonic() + _TURN_DEADLINE_S
-    while True:
-        lock = hold_lock(home)
-        try:
-            lock.__enter__()
-            break
-        except LockedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_TURN_PAUSE_S)
-    try:
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(hold_lock(home))
+                break
+            except LockedError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_TURN_PAUSE_S)
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def issue_roster(

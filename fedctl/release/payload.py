@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fedctl.core.errors import ConfigError
-from fedctl.release.durable import write_file
+from fedctl.release.durable import make_directory, write_file
 
 PACKAGES = ("fedctl_agent", "fedctl_graph", "fedctl_wire")
 BYTECODE_MAGIC = importlib.util.MAGIC_NUMBER.hex()  # same on both sides: same byte code
@@ -54,15 +54,15 @@ def build_payload(cache_tag: str | None = None) -> Payload:
     return Payload(digest.hexdigest(), _archive(entries))
 
 
-def wheel_bytecode(wheel: Path, cache_tag: str) -> bytes:
-    """A zip with the byte code of a wheel's modules, kept beside the wheel for the next device.
+def wheel_bytecode(wheel: Path, cache_tag: str, cache: Path) -> bytes:
+    """A zip with the byte code of a wheel's modules, kept in the directory `cache` for the next device.
 
     Tests that come with a package are left out: nobody runs them on a wearable.
 
     Raises:
         ConfigError: When the wheel is no readable zip file, or the cache cannot be written.
     """
-    cached = wheel.with_name(f"{wheel.name}.{cache_tag}.zip")
+    cached = cache / f"{wheel.name}.{cache_tag}.zip"
     if cached.is_file():
         return cached.read_bytes()
     try:
@@ -73,6 +73,7 @@ def wheel_bytecode(wheel: Path, cache_tag: str) -> bytes:
         raise ConfigError(
             f"cannot read {wheel}: {error}", hint="delete it and try again", subject=str(wheel)
         ) from error
+    make_directory(cache)
     write_file(cached, data)
     return data
 

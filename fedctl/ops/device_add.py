@@ -1,0 +1,300 @@
+"""`devices add`: from an address to an enrolled device that runs, over SSH or at a Unix socket."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedctl.core.errors import TrustError, UsageError
+from fedctl.core.home import Home
+from fedctl.core.progress import DeviceProgress, Observer
+from fedctl.core.records import Device
+from fedctl.ops.device_enrol import (
+    Candidate,
+    Known,
+    NewDevice,
+    check_free,
+    check_identity,
+    enrol,
+    enrolled_as,
+)
+from fedctl.ops.device_shell import DeviceShell
+from fedctl.ops.install import Installation, Outcome, Source, survey
+from fedctl.ops.install_undo import Undo
+from fedctl.release.keys import load_root, login_path
+from fedctl.store import Store
+from fedctl.transport import AdminSession, AgentClient, Endpoint, connect, open_admin
+from fedctl_wire.codec import Json
+from fedctl_wire.errors import WireError
+from fedctl_wire.messages import Health, Identity
+from fedctl_wire.names import Name
+from fedctl_wire.signing import fingerprint
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_SOURCE_BYTES_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminLogin:
+    """How the admin, not fedctl, logs in at a device over SSH."""
+
+    ssh_config: Path | None = None
+    accept_host_key: str | None = None  # "SHA256:…"
+    ask: Callable[[str], bool] | None = None  # None: never asked, an unknown host key is refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddResult:
+    """What `add` found and did, or would do with `dry_run`."""
+
+    name: str
+    url: str
+    device: Device | None  # None after a dry run of a new device
+    changed: bool  # False: everything was there already
+    steps: tuple[str, ...]  # sentences: done, or with dry_run what would be done
+    verdict: str = ""  # how the agent comes back after a reboot; "" for unix://
+    round_trip_ms: float | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """One `devices add`, its words checked."""
+
+    store: Store
+    home: Home
+    name: Name
+    endpoint: Endpoint
+    labels: Mapping[str, str]
+    source: Source | None
+    root_key: Ed25519PrivateKey
+    dry_run: bool
+    observer: Observer
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        home: Home,
+        device: NewDevice,
+        *,
+        root_key: Path | None,
+        dry_run: bool,
+        observer: Observer,
+    ) -> Addition:
+        """Check the words of the command and load the root key, before anything is asked of a device.
+
+        Raises:
+            UsageError: For a name, URL, label or source that cannot be used.
+            ConfigError: When the root key cannot be read.
+            TrustError: When it is another fleet's.
+        """
+        endpoint = Endpoint.parse(device.url)
+        if device.source is not None and endpoint.scheme != "ssh":
+            raise UsageError(
+                "--source needs an ssh:// device",
+                hint="for an agent that is there already, put the file into sources/ of its state directory",
+                subject=device.name,
+            )
+        return cls(
+            store=store,
+            home=home,
+            name=checked_name(device.name),
+            endpoint=endpoint,
+            labels=device.labels,
+            source=_read_source(device.source) if device.source else None,
+            root_key=load_root(home, root_key, expected=store.fleet().root_key),
+            dry_run=dry_run,
+            observer=observer,
+        )
+
+    def at_socket(self) -> AddResult:
+        """Enrol the agent that listens at a Unix socket."""
+        existing = check_free(self.store, self.name, self.endpoint.url)
+        with connect(device=self.name, url=self.endpoint.url) as client:
+            return self._join(client, self.endpoint.url, Known(), existing)
+
+    def over_ssh(self, admin: AdminLogin, wheels: Path | None) -> AddResult:
+        """Install the agent where it is missing, start it, enrol it; a failure takes all of it back."""
+        self.observer(DeviceProgress(self.name, "connecting"))
+        with open_admin(
+            self.endpoint,
+            ssh_config=admin.ssh_config,
+            accept_host_key=admin.accept_host_key,
+            ask=admin.ask,
+        ) as session:
+            existing = check_free(self.store, self.name, session.endpoint.url)
+            _check_host_key(existing, session)
+            self.observer(DeviceProgress(self.name, "probing"))
+            installation = survey(DeviceShell(session, self.name), self.home)
+            self.observer(DeviceProgress(self.name, "probed", installation.probe.sentence))
+            if self.dry_run:
+                return self._foresee(installation, existing, session.endpoint.url)
+            with Undo() as undo:
+                outcome = installation.carry_out(
+                    self.home, undo, offline=wheels, source=self.source, observer=self.observer
+                )
+                result = self._join_installed(installation, outcome, existing, session)
+            installation.tidy()
+            return result
+
+    def _foresee(self, installation: Installation, existing: Device | None, url: str) -> AddResult:
+        steps = [installation.probe.sentence, *installation.intentions(self.source)]
+        if existing is None or not installation.found.enrolled:
+            steps.append(f"enrol it as {self.name}")
+        return AddResult(
+            name=self.name, url=url, device=existing, changed=False, steps=tuple(steps), dry_run=True
+        )
+
+    def _join_installed(
+        self, installation: Installation, outcome: Outcome, existing: Device | None, session: AdminSession
+    ) -> AddResult:
+        url, host_key = session.endpoint.url, session.host_key
+        facts: dict[str, Json] = {
+            "system": installation.probe.system,
+            "prefix": installation.places.prefix,
+            "state": installation.places.state,
+            "service": outcome.service,
+            "admin_url": self.endpoint.url,  # as typed: it may be an alias of the admin's configuration
+        }
+        known = Known(
+            host_key=host_key,
+            arch=installation.probe.machine,
+            python=installation.probe.python_version,
+            facts=facts,
+        )
+        login_key = login_path(self.home)
+        with connect(device=self.name, url=url, host_key=host_key, login_key=login_key) as client:
+            joined = self._join(client, url, known, existing)
+        steps = (*outcome.done, *joined.steps)
+        return replace(joined, steps=steps, changed=bool(steps), verdict=outcome.verdict)
+
+    def _join(self, client: AgentClient, url: str, known: Known, existing: Device | None) -> AddResult:
+        """Enrol the agent behind `client` unless that is so already."""
+        self.observer(DeviceProgress(self.name, "enrolling"))
+        identity = client.identity()
+        check_identity(self.store, self.name, identity)
+        round_trip_ms, health = timed_health(client)
+        member = enrolled_as(existing, identity)
+        steps: list[str] = []
+        if not member:
+            steps.append(f"{'enrol' if self.dry_run else 'enrolled'} it as {self.name}, {_short(identity)}")
+        elif existing is not None and not self.labels.items() <= existing.labels.items():
+            steps.append(f"{'set' if self.dry_run else 'have set'} its labels")
+        device = existing
+        if steps and not self.dry_run:
+            candidate = Candidate(
+                name=self.name,
+                url=url,
+                labels=self.labels,
+                client=client,
+                identity=identity,
+                agent_version=health.version,
+                known=known,
+            )
+            device = self._relabel() if member else self._enrol(candidate)
+        return AddResult(
+            name=self.name,
+            url=url,
+            device=device,
+            changed=bool(steps) and not self.dry_run,
+            steps=tuple(steps),
+            round_trip_ms=round_trip_ms,
+            dry_run=self.dry_run,
+        )
+
+    def _enrol(self, candidate: Candidate) -> Device:
+        return enrol(self.store, self.home, [candidate], self.root_key)[0]
+
+    def _relabel(self) -> Device:
+        self.store.set_labels(self.name, self.labels)
+        return self.store.device(self.name)
+
+
+def add_agents(
+    store: Store, home: Home, devices: Sequence[NewDevice], *, root_key: Path | None
+) -> tuple[Device, ...]:
+    """Enrol agents that listen on Unix sockets, all with one new roster; those enrolled already stay.
+
+    Raises:
+        FedctlError: As `add` does; no device gets a row then.
+    """
+    root = load_root(home, root_key, expected=store.fleet().root_key)
+    with ExitStack() as clients:
+        candidates = []
+        for device in devices:
+            name, url = checked_name(device.name), Endpoint.parse(device.url).url
+            existing = check_free(store, name, url)
+            client = clients.enter_context(connect(device=name, url=url))
+            identity = client.identity()
+            check_identity(store, name, identity)
+            if not enrolled_as(existing, identity):
+                candidate = Candidate(
+                    name=name,
+                    url=url,
+                    labels=device.labels,
+                    client=client,
+                    identity=identity,
+                    agent_version=client.health().version,
+                    known=Known(),
+                )
+                candidates.append(candidate)
+        if candidates:
+            enrol(store, home, candidates, root)
+    return tuple(store.device(device.name) for device in devices)
+
+
+def checked_name(text: str) -> Name:
+    """The name of a device.
+
+    Raises:
+        UsageError: When the grammar forbids it.
+    """
+    try:
+        return Name(text, what="device name")
+    except WireError as error:
+        raise UsageError(str(error), subject=text, code=error.code) from error
+
+
+def _read_source(path: Path) -> Source:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_SOURCE_BYTES_LIMIT + 1)
+        if len(data) > _SOURCE_BYTES_LIMIT:
+            raise UsageError(f"source {path} is larger than {_SOURCE_BYTES_LIMIT} bytes", subject=str(path))
+        tomllib.loads(text := data.decode())
+        name = Name(path.stem, what="source name")
+    except OSError as error:
+        raise UsageError(f"cannot read the source {path}: {error.strerror}", subject=str(path)) from error
+    except ValueError as error:  # bad UTF-8, bad TOML, a bad name
+        raise UsageError(f"source {path}: {error}", subject=str(path)) from error
+    return Source(f"{name}.toml", text)
+
+
+def _check_host_key(existing: Device | None, session: AdminSession) -> None:
+    if existing is None or existing.host_key == session.host_key:
+        return
+    raise TrustError(
+        f"device {existing.name} shows another host key than at its enrolment",
+        hint=f"if it was set up anew: fedctl devices remove {existing.name} --forget, then add it again",
+        subject=existing.name,
+        code="host_key",
+    )
+
+
+def timed_health(client: AgentClient) -> tuple[float, Health]:
+    """The device's health, and the milliseconds until it was here."""
+    started = time.perf_counter()
+    health = client.health()
+    return (time.perf_counter() - started) * 1000, health
+
+
+def _short(identity: Identity) -> str:
+    return f"identity {fingerprint(identity.identity_key)}"

@@ -1,0 +1,112 @@
+"""`devices remove`: the agent off the device, the device out of the roster and the database."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedctl.core.errors import FedctlError, TrustError, UnreachableError
+from fedctl.core.home import Home
+from fedctl.core.progress import DeviceProgress, Observer
+from fedctl.core.records import Device
+from fedctl.ops.device_add import AdminLogin
+from fedctl.ops.device_shell import DeviceShell
+from fedctl.ops.fleet import actor
+from fedctl.ops.install import uninstall
+from fedctl.ops.roster import issue_roster, keep_roster, roster_turn
+from fedctl.store import Store
+from fedctl.transport import Endpoint, open_admin
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveOutcome:
+    """What became of one device to remove."""
+
+    device: str
+    steps: tuple[str, ...] = ()
+    error: FedctlError | None = None  # set: it is still enrolled
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One `devices remove`."""
+
+    store: Store
+    home: Home
+    admin: AdminLogin
+    purge: bool
+    forget: bool
+    observer: Observer
+
+    def run(self, devices: Sequence[Device], root_key: Ed25519PrivateKey) -> tuple[RemoveOutcome, ...]:
+        """Remove the devices; those whose agent could not be deleted stay enrolled, unless forgotten."""
+        outcomes = tuple(self._withdraw(device) for device in devices)
+        gone = [outcome for outcome in outcomes if outcome.error is None]
+        if gone:
+            self._strike(gone, root_key)
+        return outcomes
+
+    def _withdraw(self, device: Device) -> RemoveOutcome:
+        self.observer(DeviceProgress(device.name, "removing"))
+        try:
+            return RemoveOutcome(device=device.name, steps=self._delete_agent(device))
+        except FedctlError as error:
+            if not self.forget:
+                if isinstance(error, UnreachableError | TrustError):
+                    way_out = f"fedctl devices remove {device.name} --forget leaves its agent as it is"
+                    error.hint = "; ".join(filter(None, [error.hint, way_out]))
+                return RemoveOutcome(device=device.name, error=error)
+            return RemoveOutcome(device=device.name, steps=(f"left its agent as it is: {error.message}",))
+
+    def _delete_agent(self, device: Device) -> tuple[str, ...]:
+        endpoint = Endpoint.parse(str(device.facts.get("admin_url", device.url)))
+        if endpoint.scheme == "unix":
+            return (f"left the agent at {endpoint.path} as it is: it was not installed from here",)
+        admin = self.admin
+        with open_admin(
+            endpoint,
+            ssh_config=admin.ssh_config,
+            accept_host_key=admin.accept_host_key or _fingerprint(device.host_key),
+            ask=admin.ask,
+        ) as session:
+            if session.host_key != device.host_key:
+                raise TrustError(
+                    f"device {device.name} shows another host key than at its enrolment",
+                    subject=device.name,
+                    code="host_key",
+                )
+            return uninstall(DeviceShell(session, device.name), self.home, purge=self.purge)
+
+    def _strike(self, gone: Sequence[RemoveOutcome], root_key: Ed25519PrivateKey) -> None:
+        """One new roster without the devices, then their rows, in one transaction."""
+        with roster_turn(self.home):
+            serial, roster = issue_roster(self.store, root_key, drop=[outcome.device for outcome in gone])
+            keep_roster(self.home, roster)
+            with self.store.transaction():
+                self.store.set_roster_serial(serial)
+                for outcome in gone:
+                    self.store.remove_device(outcome.device)
+                    self.store.add_event(
+                        actor=actor(),
+                        verb="device.remove",
+                        subject=outcome.device,
+                        detail={"purge": self.purge, "steps": list(outcome.steps)},
+                    )
+
+
+def _fingerprint(host_key: str | None) -> str | None:
+    """`SHA256:…` of a pinned host key, as OpenSSH writes it."""
+    if host_key is None:
+        return None
+    try:
+        blob = base64.b64decode(host_key.split()[1], validate=True)
+    except (IndexError, binascii.Error):
+        return None
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
