@@ -1,0 +1,248 @@
+"""Model bundles on the device: two slots a model, one of them active, installed by hard links.
+
+`models/NAME/{A,B}/` hold a bundle's files each, `models/NAME/active` names one of them. A bundle is
+put together beside the slots from uploaded blobs and from files that the model's slots already hold,
+so that only what changed travels; it then replaces the slot that is not active. What a crash leaves
+behind is never a slot and is removed at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedctl_agent.daemon.blobs import Blobs
+from fedctl_agent.daemon.errors import ApiError
+from fedctl_agent.state import PRIVATE_DIRECTORY, TEMPORARY_SUFFIX, sync_directory, write_durably
+from fedctl_wire.codec import Json
+from fedctl_wire.errors import WireError
+from fedctl_wire.manifest import MANIFEST_FILE, BundleFile, Manifest
+from fedctl_wire.messages import MissingBlob, ModelInstalled
+from fedctl_wire.names import Name
+from fedctl_wire.signing import Envelope
+
+_SLOTS = ("A", "B")
+_ACTIVE = "active"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A bundle in its slot."""
+
+    model: str
+    slot: str  # "A" or "B"
+    version: int
+    bundle: str  # manifest sha256
+    files: dict[str, BundleFile]
+    path: Path
+
+
+class Slots:
+    """All models of one agent. Thread-safe."""
+
+    def __init__(self, directory: Path, blobs: Blobs) -> None:
+        self._directory = directory
+        self._blobs = blobs
+        self._lock = threading.RLock()
+        self._remove_leftovers()
+        self._slots = {(slot.model, slot.slot): slot for slot in self._read_slots()}
+
+    def install(self, envelope: Envelope, *, activate: bool) -> ModelInstalled:
+        """Install a verified bundle, or say which blobs are missing for that.
+
+        Installing what is in a slot already changes nothing but, with `activate`, the active slot.
+
+        Raises:
+            WireError: When the envelope holds no manifest.
+            OSError: From the disk; nothing is left behind.
+        """
+        manifest = Manifest.from_bytes(envelope.payload)
+        with self._lock:
+            slot = self._holding(manifest.model, envelope.sha256)
+            if slot is None:
+                missing = tuple(self._missing(manifest))
+                if missing:
+                    return ModelInstalled(
+                        manifest.model, manifest.model_version, envelope.sha256, missing=missing
+                    )
+                slot = self._build(manifest, envelope)
+            self._blobs.discard(file.sha256 for file in manifest.files.values())
+            if activate:
+                self._set_active(slot)
+            return self._describe(slot)
+
+    def activate(self, model: str, version: int) -> ModelInstalled:
+        """Make an installed version the active one.
+
+        Raises:
+            ApiError: 404 when no slot holds it.
+        """
+        with self._lock:
+            slot = self._version(model, version)
+            if slot is None:
+                raise ApiError(
+                    404, "no_model", f"no slot holds {model}@{version}", hint="push it first", subject=model
+                )
+            self._set_active(slot)
+            return self._describe(slot)
+
+    def delete(self, model: str, version: int) -> None:
+        """Empty the slot of a version; one that is not installed is none the less gone."""
+        with self._lock:
+            slot = self._version(model, version)
+            if slot is None:
+                return
+            if self._active(model) == slot.slot:
+                slot.path.with_name(_ACTIVE).unlink(missing_ok=True)
+            self._clear(slot)
+            sync_directory(slot.path.parent)
+            if not any(key[0] == model for key in self._slots):
+                shutil.rmtree(slot.path.parent, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def holding(self, model: str, bundle: str) -> Iterator[Slot]:
+        """The slot that holds a model's bundle, kept as it is while the block runs.
+
+        Raises:
+            ApiError: 409 `no_model` when none does.
+        """
+        with self._lock:
+            slot = self._holding(model, bundle)
+            if slot is None:
+                raise ApiError(
+                    409,
+                    "no_model",
+                    f"no slot holds the bundle {bundle[:12]} of {model}",
+                    hint="push it first",
+                    subject=bundle,
+                )
+            yield slot
+
+    def listing(self) -> list[Json]:
+        """Every slot, for `/status`."""
+        with self._lock:
+            return [
+                {
+                    "model": slot.model,
+                    "slot": slot.slot,
+                    "version": slot.version,
+                    "bundle": slot.bundle,
+                    "active": self._active(slot.model) == slot.slot,
+                }
+                for _, slot in sorted(self._slots.items())
+            ]
+
+    # ------------------------------------------------------------------ reading
+
+    def _read_slots(self) -> Iterator[Slot]:
+        for directory in sorted(self._directory.iterdir()):
+            for name in _SLOTS:
+                with contextlib.suppress(FileNotFoundError, WireError):
+                    data = (directory / name / MANIFEST_FILE).read_bytes()
+                    yield _slot_of(Envelope.from_bytes(data), directory / name)
+
+    def _holding(self, model: str, bundle: str) -> Slot | None:
+        return next((s for s in self._slots.values() if s.model == model and s.bundle == bundle), None)
+
+    def _version(self, model: str, version: int) -> Slot | None:
+        """The slot of a version; of two with different bytes the one installed last, never the active one."""
+        found = [s for s in self._slots.values() if s.model == model and s.version == version]
+        found.sort(key=lambda slot: self._active(model) == slot.slot)
+        return found[0] if found else None
+
+    def _active(self, model: str) -> str | None:
+        try:
+            return (self._directory / model / _ACTIVE).read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    def _missing(self, manifest: Manifest) -> Iterator[MissingBlob]:
+        for file in manifest.files.values():
+            offset, finished = self._blobs.offset(file.sha256)
+            if not finished and self._in_slots(manifest.model, file.sha256) is None:
+                yield MissingBlob(file.sha256, file.bytes, offset)
+
+    def _in_slots(self, model: str, sha256: str) -> Path | None:
+        for slot in self._slots.values():
+            for name, file in slot.files.items():
+                if slot.model == model and file.sha256 == sha256:
+                    return slot.path / name
+        return None
+
+    def _describe(self, slot: Slot) -> ModelInstalled:
+        active = self._active(slot.model) == slot.slot
+        return ModelInstalled(slot.model, slot.version, slot.bundle, slot.slot, active)
+
+    # ------------------------------------------------------------------ writing
+
+    def _build(self, manifest: Manifest, envelope: Envelope) -> Slot:
+        home = self._directory / manifest.model
+        home.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+        target = home / self._free_slot(manifest)
+        staging = home / f"{target.name}{TEMPORARY_SUFFIX}"
+        staging.mkdir(mode=PRIVATE_DIRECTORY)
+        try:
+            for name, file in manifest.files.items():
+                held = self._in_slots(manifest.model, file.sha256)
+                (staging / name).hardlink_to(held or self._blobs.path(file.sha256))
+            write_durably(staging / MANIFEST_FILE, envelope.to_bytes())  # syncs the directory, too
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        previous = self._slots.get((manifest.model, target.name))
+        if previous is not None:
+            self._clear(previous)
+        staging.rename(target)
+        sync_directory(home)
+        sync_directory(self._directory)
+        slot = _slot_of(envelope, target)
+        self._slots[slot.model, slot.slot] = slot
+        return slot
+
+    def _free_slot(self, manifest: Manifest) -> str:
+        """The slot to replace: never the active one; an empty one first, then the older version."""
+        active = self._active(manifest.model)
+
+        def preference(name: str) -> tuple[bool, int]:
+            held = self._slots.get((manifest.model, name))
+            return name == active, held.version if held else 0
+
+        return min(_SLOTS, key=preference)
+
+    def _set_active(self, slot: Slot) -> None:
+        if self._active(slot.model) != slot.slot:
+            write_durably(slot.path.with_name(_ACTIVE), slot.slot.encode())
+
+    def _clear(self, slot: Slot) -> None:
+        """Empty a slot at one stroke: after a crash it is there or it is not."""
+        del self._slots[slot.model, slot.slot]
+        doomed = slot.path.with_name(f"{slot.slot}.old{TEMPORARY_SUFFIX}")
+        slot.path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self._directory.glob(f"*/*{TEMPORARY_SUFFIX}"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def link_bundle(slot: Slot, target: Path) -> None:
+    """Make `target` a directory with hard links of a slot's files, durable but for its own name."""
+    target.mkdir(mode=PRIVATE_DIRECTORY)
+    for name in (MANIFEST_FILE, *slot.files):
+        os.link(slot.path / name, target / name)
+    sync_directory(target)
+
+
+def _slot_of(envelope: Envelope, path: Path) -> Slot:
+    manifest = Manifest.from_bytes(envelope.payload)
+    return Slot(
+        Name(path.parent.name), path.name, manifest.model_version, envelope.sha256, manifest.files, path
+    )
