@@ -1,0 +1,175 @@
+"""How the results of `fedctl devices` look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fedctl.cli.output import Column, Table, View, facts
+from fedctl.core.errors import ExitCode, FedctlError
+from fedctl_wire.codec import Json, to_json
+
+if TYPE_CHECKING:
+    from fedctl.core.records import Device
+    from fedctl.ops.devices import AddResult, PingOutcome, RemoveOutcome
+    from fedctl.store import Deployment
+
+Cells = tuple[str | None, ...]
+
+
+def listed(devices: Sequence[Device]) -> View:
+    """Devices, one a row."""
+    rows: list[Json] = [_device_json(device) for device in devices]
+    columns = (
+        Column("name"),
+        Column("role"),
+        Column("labels", drop=1),
+        Column("agent", drop=3),
+        Column("arch", drop=4),
+        Column("last seen", drop=2),
+        Column("url", drop=5),
+    )
+    cells = [
+        (d.name, d.role, _labels(d), d.agent_version, d.arch, seconds(d.last_seen), d.url) for d in devices
+    ]
+    return View({"devices": rows}, [Table(columns, cells)], rows, [d.name for d in devices])
+
+
+def shown(device: Device, deployments: Sequence[Deployment]) -> View:
+    """One device and what is in its slots."""
+    pairs = (
+        ("name", device.name),
+        ("url", device.url),
+        ("role", device.role),
+        ("state", device.state),
+        ("labels", _labels(device)),
+        ("agent", device.agent_version),
+        ("arch", device.arch),
+        ("python", device.python),
+        ("enrolled", seconds(device.enrolled_at)),
+        ("last seen", seconds(device.last_seen)),
+        ("identity key", device.identity_key),
+        ("host key", device.host_key),
+        ("notes", device.notes),
+    )
+    columns = (Column("model"), Column("slot"), Column("active"), Column("since"))
+    cells = [
+        (f"{d.model}@{d.version}", d.slot, "✓" if d.active else None, seconds(d.at)) for d in deployments
+    ]
+    body = {**_device_json(device), "deployments": to_json(deployments)}
+    return View({"device": body}, [facts(pairs), Table(columns, cells)], [body], [device.name])
+
+
+def added(result: AddResult) -> View:
+    """What `add` did, or would do."""
+    sentences = [f"  {step}" for step in (*result.steps, result.verdict) if step]
+    if result.round_trip_ms is not None:
+        sentences.append(f"  ✓ answers in {result.round_trip_ms:.0f} ms")
+    if result.dry_run:
+        sentences.append(f"{result.name}: nothing was changed (--dry-run)")
+    elif not result.changed:
+        sentences.append(f"{result.name} is enrolled already; nothing was to do")
+    else:
+        sentences.insert(0, f"{result.name} is enrolled")
+    body = {
+        "name": result.name,
+        "url": result.url,
+        "changed": result.changed,
+        "dry_run": result.dry_run,
+        "steps": list(result.steps),
+        "verdict": result.verdict or None,
+        "round_trip_ms": result.round_trip_ms,
+        "device": _device_json(result.device) if result.device else None,
+    }
+    return View(body, [sentences], names=[result.name], action=not result.dry_run)
+
+
+def labelled(devices: Sequence[Device]) -> View:
+    """Devices with their labels as they are now."""
+    rows: list[Json] = [{"name": device.name, "labels": device.labels} for device in devices]
+    table = Table((Column("name"), Column("labels")), [(device.name, _labels(device)) for device in devices])
+    return View({"devices": rows}, [table], rows, [device.name for device in devices], action=True)
+
+
+def pinged(outcomes: Sequence[PingOutcome]) -> View:
+    """Who answered; names are those that did."""
+    columns = (
+        Column("name"),
+        Column(""),
+        Column("time (ms)", right=True),
+        Column("agent", drop=1),
+        Column("device's clock", drop=2),
+        Column("error"),
+    )
+    rows: list[Json] = [
+        {
+            "name": outcome.device,
+            "reached": outcome.error is None,
+            "round_trip_ms": outcome.round_trip_ms,
+            "health": to_json(outcome.health),
+            "roster_pushed": outcome.roster_pushed,
+            "error": error_json(outcome.error),
+        }
+        for outcome in outcomes
+    ]
+    cells = [_ping_cells(outcome) for outcome in outcomes]
+    reached = [outcome.device for outcome in outcomes if outcome.error is None]
+    exit_code = exit_of([outcome.error for outcome in outcomes])
+    return View({"devices": rows}, [Table(columns, cells)], rows, reached, exit_code=exit_code)
+
+
+def removed(outcomes: Sequence[RemoveOutcome]) -> View:
+    """What became of each device to remove; names are those that are gone."""
+    rows: list[Json] = [
+        {"name": o.device, "removed": o.error is None, "steps": list(o.steps), "error": error_json(o.error)}
+        for o in outcomes
+    ]
+    cells = [
+        (o.device, "✗" if o.error else "✓", o.error.message if o.error else "; ".join(o.steps))
+        for o in outcomes
+    ]
+    gone = [o.device for o in outcomes if o.error is None]
+    return View(
+        {"devices": rows},
+        [Table((Column("name"), Column(""), Column("what was done")), cells)],
+        rows,
+        gone,
+        action=len(gone) == len(outcomes),
+        exit_code=exit_of([o.error for o in outcomes]),
+    )
+
+
+def seconds(moment: str | None) -> str | None:
+    """An RFC 3339 time in UTC without its fraction of a second; None stays."""
+    return f"{moment[:19]}Z" if moment else None
+
+
+def exit_of(errors: Sequence[FedctlError | None]) -> ExitCode:
+    """0 when every device did it, 3 when some did not; when all failed alike, that failure's code."""
+    codes = {error.exit_code for error in errors if error is not None}
+    if not codes:
+        return ExitCode.OK
+    return codes.pop() if None not in errors and len(codes) == 1 else ExitCode.PARTIAL
+
+
+def error_json(error: FedctlError | None) -> Json:
+    """A device's error inside a result."""
+    return {"code": error.code, "message": error.message, "hint": error.hint or None} if error else None
+
+
+def _labels(device: Device) -> str | None:
+    return " ".join(f"{key}={value}" for key, value in sorted(device.labels.items())) or None
+
+
+def _device_json(device: Device) -> dict[str, Json]:
+    return {**to_json(device), "role": device.role.value}
+
+
+def _ping_cells(outcome: PingOutcome) -> Cells:
+    if outcome.error is not None:
+        return (outcome.device, "✗", None, None, None, outcome.error.message)
+    took = None if outcome.round_trip_ms is None else f"{outcome.round_trip_ms:.1f}"
+    health = outcome.health
+    if health is None:
+        return (outcome.device, "✓", took, None, None, None)
+    return (outcome.device, "✓", took, health.version, seconds(health.time), None)

@@ -1,0 +1,81 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedctl.cli.screen import is_terminal
+from fedctl.core.home import Home
+
+if TYPE_CHECKING:
+    from fedctl.core.records import Device
+    from fedctl.store import ReadStore, Store
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAMES]...", help="Devices, by name or glob such as 'watch-*'.", show_default=False
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-l", "--label", metavar="KEY=VALUE", help="Only devices with this label; repeat to narrow."
+    ),
+]
+RootKey = Annotated[
+    Path | None,
+    typer.Option("--root-key", metavar="PATH", help="Where the root key is, if not in the fleet's home."),
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model: health, health@3 or health@published.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="For each device.")]
+Parallel = Annotated[int, typer.Option("--parallel", metavar="N", min=1, help="Devices at the same time.")]
+
+
+def home() -> Home:
+    """The state directory that this command works on."""
+    return Home.from_environment()
+
+
+def reading() -> ReadStore:
+    """The state database, opened for reading."""
+    from fedctl.store import ReadStore
+
+    return ReadStore.open(home())
+
+
+def writing() -> Store:
+    """The state database, opened for writing."""
+    from fedctl.store import Store
+
+    return Store.open(home())
+
+
+def selected(
+    store: ReadStore, names: Sequence[str] | None, label: Sequence[str] | None
+) -> tuple[Device, ...]:
+    """The devices that names, globs and labels mean; all of them where none is given."""
+    from fedctl.core.selector import Selector
+
+    return Selector.parse(names or (), label or ()).select(store.devices())
+
+
+def confirm(question: str) -> bool:
+    """Ask a person; only `y` and `yes` agree."""
+    return typer.confirm(question, default=False, err=True)
+
+
+def prompts() -> bool:
+    """Whether there is a person to ask."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+
+BOTH_WHEELS = (
+    "both fedctl and fedctl-agent are installed here and own the same files: "
+    "pip uninstall fedctl-agent, then install fedctl again"
+)

@@ -1,0 +1,138 @@
+"""What a command shows: one value, rendered as table, JSON, JSON lines or names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fedctl.cli.screen import Screen, cells, clean, clip, is_terminal, write
+from fedctl.core.errors import ExitCode
+from fedctl_wire.codec import Json
+
+SCHEMA_VERSION = 1  # of `-o json`; grows when a field changes its meaning or goes
+_GAP = "  "
+
+
+class Format(StrEnum):
+    """The values of `-o`."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+    NAME = "name"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table. Numbers stand on the right, with their unit in the title."""
+
+    title: str
+    right: bool = False
+    drop: int = 0  # where the table is too wide, the highest goes first; 0 stays
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells; None is shown as "-". The first column, names, is never cut."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str | None]]
+
+    def lines(self, width: int) -> Iterator[str]:
+        """Lay the table out in at most `width` columns: columns are dropped, rows never wrap."""
+        if not self.rows:
+            return
+        body = [[clean(cell) if cell else "-" for cell in row] for row in self.rows]
+        widths = [
+            max(cells(column.title), *(cells(row[i]) for row in body))
+            for i, column in enumerate(self.columns)
+        ]
+        shown = self._fit(widths, width)
+        for row in ([column.title for column in self.columns], *body):
+            yield _GAP.join(
+                _pad(clip(row[i], widths[i]), widths[i], right=self.columns[i].right) for i in shown
+            ).rstrip()
+
+    def _fit(self, widths: list[int], width: int) -> list[int]:
+        """The columns to show; narrows the widest of them when dropping was not enough."""
+        shown = list(range(len(self.columns)))
+
+        def excess() -> int:
+            return sum(widths[i] for i in shown) + len(_GAP) * (len(shown) - 1) - width
+
+        while excess() > 0 and (droppable := [i for i in shown if self.columns[i].drop]):
+            shown.remove(max(droppable, key=lambda i: self.columns[i].drop))
+        texts = [i for i in shown[1:] if not self.columns[i].right]
+        if excess() > 0 and texts:
+            widest = max(texts, key=lambda i: widths[i])
+            widths[widest] = max(8, widths[widest] - excess())
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A command's result in every form; the command line renders the one that was asked for."""
+
+    body: dict[str, Json]  # `-o json`, where `schema_version` is added
+    blocks: Sequence[Table | Sequence[str]]  # `-o table`: tables and lines, an empty line between them
+    rows: Sequence[Json] | None = None  # `-o jsonl`; None: the body is the only one
+    names: Sequence[str] = ()  # `-o name`
+    action: bool = False  # done rather than asked for: `-q` says nothing of it
+    exit_code: ExitCode = ExitCode.OK
+
+
+def show(view: View, form: Format | None, *, quiet: bool) -> None:
+    """Write a view to stdout; `form` is None where nobody asked for one."""
+    if view.action and quiet and form is None:
+        return
+    screen = Screen.of(sys.stdout)
+    write(sys.stdout, _LINES[form or Format.TABLE](view, screen))
+
+
+def _table_lines(view: View, screen: Screen) -> Iterator[str]:
+    first = True
+    for block in view.blocks:
+        lines = block.lines(screen.columns) if isinstance(block, Table) else map(clean, block)
+        for number, line in enumerate(lines):
+            if number == 0 and not first:
+                yield ""
+            first = False
+            yield screen.paint(line)
+
+
+def _json_lines(view: View, screen: Screen) -> Iterator[str]:
+    indent = 2 if is_terminal(sys.stdout) else None
+    yield json.dumps(
+        {"schema_version": SCHEMA_VERSION, **view.body}, indent=indent, ensure_ascii=not screen.unicode
+    )
+
+
+def _jsonl_lines(view: View, screen: Screen) -> Iterator[str]:
+    for row in (view.body,) if view.rows is None else view.rows:
+        yield json.dumps(row, ensure_ascii=not screen.unicode)
+
+
+def _name_lines(view: View, _screen: Screen) -> Iterator[str]:
+    yield from view.names
+
+
+_LINES: dict[Format, Callable[[View, Screen], Iterator[str]]] = {
+    Format.TABLE: _table_lines,
+    Format.JSON: _json_lines,
+    Format.JSONL: _jsonl_lines,
+    Format.NAME: _name_lines,
+}
+
+
+def facts(pairs: Sequence[tuple[str, str | None]]) -> list[str]:
+    """Names and values, one a line; None is shown as "-". Values are not cut, they were asked for."""
+    left = max((cells(name) for name, _ in pairs), default=0)
+    return [f"{_pad(name, left)}{_GAP}{value or '-'}" for name, value in pairs]
+
+
+def _pad(text: str, width: int, *, right: bool = False) -> str:
+    space = " " * (width - cells(text))
+    return space + text if right else text + space
