@@ -1,0 +1,229 @@
+"""What runs in a job: from a task directory to a signed `result.json` in it, or a `failure.json`.
+
+Nothing is trained on bytes that differ from the signed manifest: plan and bundle are verified again
+here, because a task may have waited through a restart, and every file that the task reads is hashed.
+`result.json` is written last and durably: it means done. A job that leaves neither file was cut short
+and is the daemon's to run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import resource
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedctl_agent import __version__
+from fedctl_agent.daemon.policy import EffectivePolicy, LocalPolicy, intersect
+from fedctl_agent.state import StateDir, read_json, sync_directory, write_durably
+from fedctl_agent.trainers import JobContext, JobError, Outcome
+from fedctl_agent.worker.jobs import set_limit
+from fedctl_agent.worker.trust import Trust
+from fedctl_wire.codec import dump_bytes, encode, from_json
+from fedctl_wire.errors import WireError
+from fedctl_wire.limits import LIMITS
+from fedctl_wire.manifest import BUNDLE_FILES, GRAPH_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
+from fedctl_wire.messages import Plan, Policy, Progress, Result, TaskKind, TaskRequest, TaskState, job_seed
+from fedctl_wire.names import Name
+from fedctl_wire.signing import Envelope, PayloadType, private_key_from_pem, sign
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WITH_RESULT_FILE = {TaskKind.TRAIN, TaskKind.STATS}
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A task as verified: what was asked, by which plan, of whom."""
+
+    request: TaskRequest
+    plan: Plan
+    plan_sha256: str
+    device: Name
+    policy: Policy
+
+
+def run_job(state: StateDir, task_dir: Path, *, trust: Trust, run: Callable[[JobContext], Outcome]) -> None:
+    """Do the task in `task_dir` and leave `result.json` or `failure.json` there.
+
+    `failure.json` is `{"code", "message", "state"}`. Its codes are those of `JobError` and `WireError`,
+    and `policy`, `memory`, `disk`, `settings` and `internal`.
+
+    Raises:
+        OSError: When not even `failure.json` could be written.
+    """
+    output = task_dir / "result.safetensors"
+    try:
+        _limit_memory(state)
+        task = _read_task(task_dir, trust)
+        with _progress(task_dir / "progress.jsonl") as progress:
+            outcome = run(_context(state, task_dir, task, trust, output, progress))
+        result = _result(task, outcome, _seal(output) if task.request.kind in _WITH_RESULT_FILE else None)
+        key = private_key_from_pem(state.identity_key.read_bytes(), what=state.identity_key.name)
+        envelope = sign(encode(result), PayloadType.RESULT, key)
+        write_durably(task_dir / "result.json", envelope.to_bytes())
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever went wrong is this job's answer
+        traceback.print_exc()  # into the job's log
+        output.unlink(missing_ok=True)  # on a full disk this makes room for the next line
+        write_durably(task_dir / "failure.json", dump_bytes(_failure(error)))
+
+
+def _limit_memory(state: StateDir) -> None:
+    if not state.settings.exists():
+        return
+    import tomllib
+
+    try:
+        value = tomllib.loads(state.settings.read_text(encoding="utf-8")).get("job_memory_bytes")
+    except ValueError as error:
+        raise JobError("settings", f"{state.settings.name} is not valid TOML: {error}") from error
+    if value is None:
+        return
+    if type(value) is not int or value <= 0:
+        raise JobError("settings", f"{state.settings.name}: job_memory_bytes is not a positive integer")
+    set_limit(resource.RLIMIT_AS, value)
+
+
+def _read_task(task_dir: Path, trust: Trust) -> _Task:
+    request = from_json(TaskRequest, read_json(task_dir / "task.json"), what="task.json")
+    envelope = Envelope.from_json(request.plan, what="plan")
+    plan = trust.plan(envelope)
+    anchors = trust.anchors()
+    return _Task(request, plan, envelope.sha256, anchors.device, anchors.policy)
+
+
+def _context(
+    state: StateDir,
+    task_dir: Path,
+    task: _Task,
+    trust: Trust,
+    output: Path,
+    progress: Callable[[Progress], None],
+) -> JobContext:
+    kind, plan = task.request.kind, task.plan
+    policy = _effective_policy(state, task.policy)
+    if kind not in policy.allow:
+        raise JobError(
+            "policy", f"this device's policy does not allow {kind.value!r} tasks", state=TaskState.REFUSED
+        )
+    base_dir = task_dir / "base" if kind is TaskKind.EVALUATE else None
+    return JobContext(
+        kind=kind,
+        plan=plan,
+        plan_sha256=task.plan_sha256,
+        manifest=_verified_bundle(task_dir / "model", task.request.bundle, kind, trust),
+        model_dir=task_dir / "model",
+        base_dir=base_dir,
+        base_manifest=_verified_bundle(base_dir, plan.base.sha256, kind, trust) if base_dir else None,
+        policy_min_examples=policy.min_examples,
+        share_metrics="metrics" in policy.share,
+        sources_dir=state.sources,
+        seed=job_seed(plan.seed, task.device, kind),
+        output=output,
+        progress=progress,
+    )
+
+
+def _effective_policy(state: StateDir, signed: Policy) -> EffectivePolicy:
+    """The signed policy as verified by this process, tightened by the local one."""
+    try:
+        local = from_json(LocalPolicy, read_json(state.policy_local), what=state.policy_local.name)
+    except FileNotFoundError:
+        local = LocalPolicy()
+    except (OSError, WireError) as error:
+        raise JobError(
+            "policy", f"this device refuses everything: {error}", state=TaskState.REFUSED
+        ) from error
+    return intersect(signed, local)
+
+
+def _verified_bundle(directory: Path, sha256: str, kind: TaskKind, trust: Trust) -> Manifest:
+    """The signed manifest in `directory`, once the files that `kind` reads are the ones it lists."""
+    envelope = Envelope.from_bytes((directory / MANIFEST_FILE).read_bytes(), what=MANIFEST_FILE)
+    manifest = trust.bundle(envelope)
+    if envelope.sha256 != sha256:
+        raise WireError(
+            f"the slot holds bundle {envelope.sha256}, the task asks for {sha256}",
+            code="hash",
+            subject=sha256,
+        )
+    # Only `golden` reads the golden batch, which is twice the size of the weights.
+    for name in BUNDLE_FILES if kind is TaskKind.GOLDEN else (GRAPH_FILE, WEIGHTS_FILE):
+        found, size = _digest(directory / name)
+        if (found, size) != (manifest.files[name].sha256, manifest.files[name].bytes):
+            raise WireError(
+                f"{name} differs from the manifest of {manifest.model}@{manifest.model_version}",
+                code="hash",
+                subject=name,
+            )
+    return manifest
+
+
+def _digest(path: Path, *, sync: bool = False) -> tuple[str, int]:
+    with path.open("rb", buffering=0) as stream:
+        if sync:
+            os.fsync(stream.fileno())
+        return hashlib.file_digest(stream, "sha256").hexdigest(), os.fstat(stream.fileno()).st_size
+
+
+def _seal(output: Path) -> tuple[str, int]:
+    """Make the result file durable, before `result.json` vouches for it; return its hash and size."""
+    sealed = _digest(output, sync=True)
+    sync_directory(output.parent)
+    return sealed
+
+
+@contextlib.contextmanager
+def _progress(path: Path) -> Iterator[Callable[[Progress], None]]:
+    """A function that appends lines to `path`; `seq` goes on where the last run of the task stopped."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "r+b", buffering=0) as stream:  # noqa: PTH123 - of a descriptor
+        seq = stream.read().count(b"\n")
+
+        def append(progress: Progress) -> None:
+            nonlocal seq
+            seq += 1
+            stream.write(encode(replace(progress, seq=seq)) + b"\n")
+
+        yield append
+
+
+def _result(task: _Task, outcome: Outcome, sealed: tuple[str, int] | None) -> Result:
+    import numpy as np
+
+    return Result(
+        task_id=task.request.task_id,
+        round=task.plan.round,
+        attempt=task.request.attempt,
+        device=task.device,
+        kind=task.request.kind,
+        plan=task.plan_sha256,
+        bundle=task.request.bundle,
+        examples=outcome.examples,
+        agent_version=__version__,
+        runtime=f"numpy {np.__version__}",
+        result_sha256=sealed[0] if sealed else None,
+        result_bytes=sealed[1] if sealed else None,
+        loss=outcome.loss,
+        base=outcome.base,
+        candidate=outcome.candidate,
+    )
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    """Say what went wrong without quoting an unknown exception: its text may hold a training value."""
+    code, message, state = "internal", f"{type(error).__name__}, see the job's log", TaskState.FAILED
+    if isinstance(error, JobError):
+        code, message, state = error.code, error.message, error.state
+    elif isinstance(error, WireError):
+        code, message = error.code, str(error)
+    elif isinstance(error, MemoryError):
+        code, message = "memory", "the job ran out of memory"
+    elif isinstance(error, OSError):
+        code = "disk" if error.errno in _NO_ROOM else "internal"
+        message = f"{error.strerror or type(error).__name__}: {Path(str(error.filename or 'job')).name}"
+    return {"code": code, "message": message[: LIMITS.message_chars], "state": state.value}
