@@ -32,13 +32,6 @@ from tests.unit.worker.signed_fleet import (
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> SignedFleet:
-    fleet = new_fleet(tmp_path / "state")
-    fleet.enrol()
-    return fleet
-
-
-@pytest.fixture
 def trust(fleet: SignedFleet) -> Trust:
     return Trust(fleet.state)
 

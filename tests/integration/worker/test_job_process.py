@@ -1,0 +1,56 @@
+"""What only a real job shows: limits, exit codes, and the agent's own trainers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from fedctl_wire.messages import TaskKind
+from tests.integration.worker.conftest import StartWorker
+from tests.unit.worker.job_files import failure_of, outcome, result_of
+from tests.unit.worker.signed_fleet import SignedFleet
+
+
+def test_the_agents_own_trainers_run_unless_told_otherwise(fleet: SignedFleet, start: StartWorker) -> None:
+    np.savez(fleet.state.sources / "day.npz", x=np.ones((30, 3), np.float32), y=np.arange(30) % 2)
+    (fleet.state.sources / "har.toml").write_text(
+        'kind = "npz"\npath = "day.npz"\nfeatures = "x"\nlabel = "y"\ntest_fraction = 0\n', encoding="utf-8"
+    )
+    task_dir = fleet.write_task(TaskKind.STATS)
+    assert start(None).run(task_dir)["exit"] == 0
+    result = result_of(fleet, task_dir)
+    sums = (task_dir / "result.safetensors").read_bytes()
+    assert result.examples == 30
+    assert result.result_sha256 == hashlib.sha256(sums).hexdigest()
+    assert np.frombuffer(sums[-72:]).tolist() == [30.0] * 9, "count, sum, sumsq of three features"
+
+
+def test_what_a_job_prints_goes_to_its_log(fleet: SignedFleet, start: StartWorker) -> None:
+    done, refused = fleet.write_task(), fleet.write_task(attempt=2)
+    start("train").run(done)
+    assert (done / "log").read_text(encoding="utf-8") == "trained\n"
+    start("refuse").run(refused)
+    assert "JobError: source har has no test part" in (refused / "log").read_text(encoding="utf-8")
+
+
+def test_a_result_beyond_the_file_limit_fails(fleet: SignedFleet, start: StartWorker) -> None:
+    task_dir = fleet.write_task()
+    start("fill_disk").run(task_dir)
+    assert outcome(failure_of(task_dir)) == ("disk", "failed")
+
+
+def test_a_job_beyond_the_memory_limit_fails(fleet: SignedFleet, start: StartWorker) -> None:
+    fleet.state.settings.write_text(f"job_memory_bytes = {2**30}\n", encoding="utf-8")
+    task_dir = fleet.write_task()
+    start("allocate").run(task_dir)
+    assert outcome(failure_of(task_dir)) == ("memory", "failed")
+
+
+def test_a_failure_that_cannot_be_written_is_for_the_daemon_to_see(
+    fleet: SignedFleet, start: StartWorker
+) -> None:
+    task_dir = fleet.write_task()
+    (task_dir / "failure.json").mkdir()
+    (task_dir / "failure.json" / "in-the-way").touch()
+    assert start("refuse").run(task_dir)["exit"] == 1
