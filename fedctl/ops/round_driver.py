@@ -23,6 +23,7 @@ from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device, ModelVersion, Round, RoundPhase, Stage, Task, VersionState
 from fedctl.ops.candidate import candidate_bundle, make_candidate
+from fedctl.ops.fleet import actor
 from fedctl.ops.round_state import evaluation_codes, evaluation_pairs, load_state, measured_json
 from fedctl.ops.site import Posted, RoundContext, Site, Wiring
 from fedctl.release.bundle import Bundle
@@ -223,7 +224,7 @@ class RoundDriver:
             else:
                 self._store.set_version_state(round_.model, round_.result_version, VersionState.REJECTED)
         self._store.add_event(
-            actor="operator",
+            actor=actor(),
             verb="round",
             subject=f"{round_.model}/{round_.id}",
             result=state.phase.value,

@@ -18,6 +18,7 @@ from fedctl.core.plan import task_plan
 from fedctl.core.progress import DeviceProgress, Note, Observer
 from fedctl.core.records import Device, ModelVersion, Task, VersionState
 from fedctl.ops.exchange import Assignment, carry_out, verified_result
+from fedctl.ops.fleet import actor
 from fedctl.ops.session import RELEASED, FleetSession
 from fedctl.release.bundle import Bundle, next_version
 from fedctl.release.plan import sign_plan
@@ -160,7 +161,7 @@ def _next_version(session: FleetSession, draft: Bundle, results: dict[str, Path]
     with session.store.transaction():
         session.store.add_version(row)
         session.store.add_event(
-            actor="operator",
+            actor=actor(),
             verb="model.scale",
             subject=f"{manifest.model}@{version}",
             detail={"devices": sorted(results)},
