@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from fedctl_graph.errors import GraphError
 from fedctl_graph.operators import Array
 
@@ -33,11 +35,12 @@ class Sgd:
         Raises:
             GraphError: When a gradient has another shape than its parameter.
         """
-        for name, gradient in gradients.items():
-            parameter = parameters[name]
-            if gradient.shape != parameter.shape:  # or NumPy would broadcast it
-                raise GraphError(f"the gradient of {name!r} has shape {list(gradient.shape)}")
-            parameter -= self._lr * self._direction(name, gradient)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever reads the parameters checks them
+            for name, gradient in gradients.items():
+                parameter = parameters[name]
+                if gradient.shape != parameter.shape:  # or NumPy would broadcast it
+                    raise GraphError(f"the gradient of {name!r} has shape {list(gradient.shape)}")
+                parameter -= self._lr * self._direction(name, gradient)
 
     def _direction(self, name: str, gradient: Array) -> Array:
         if not self._momentum:
