@@ -79,6 +79,8 @@ def check_gradients(
     for name, gradient in gradients.items():
         if gradient.shape != parameters[name].shape:
             raise FedctlError(f"the gradient of {name!r} has shape {list(gradient.shape)}", subject=name)
+        if not np.isfinite(gradient).all():
+            raise FedctlError(f"the gradient of {name!r} is not finite", subject=name)
         allowed = SLOPE_TOLERANCE * max(1.0, float(np.linalg.norm(gradient)))
         errors = []
         for _ in range(DIRECTIONS):
