@@ -41,7 +41,7 @@ class _Routine:
                     for slot in dead:
                         values[slot] = None
                     done += 1
-            except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+            except (ValueError, TypeError, IndexError, ArithmeticError) as error:
                 node = self.nodes[done]
                 raise GraphError(f"{node.op} that makes {node.output!r} failed: {error}") from error
         return [values[slot] for slot in self.outputs]

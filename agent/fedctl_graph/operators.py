@@ -97,9 +97,11 @@ def _transpose(attributes: Attributes, _constants: tuple[Constant | None, ...]) 
     order = attributes.get("perm")
     if order is None:
         return lambda _real: np.transpose
-    if not isinstance(order, list) or sorted(map(str, order)) != sorted(map(str, range(len(order)))):
+    if not isinstance(order, list) or any(type(axis) is not int for axis in order):
+        raise GraphError("Transpose: perm is not a list of integers")
+    axes = tuple(order)
+    if sorted(axes) != list(range(len(axes))):
         raise GraphError("Transpose: perm is not a permutation")
-    axes = tuple(int(axis) for axis in order)
     return lambda _real: lambda x: np.transpose(x, axes)
 
 

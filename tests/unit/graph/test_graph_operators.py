@@ -143,7 +143,8 @@ def test_one_hot_refuses_a_label_that_is_no_class(label: int) -> None:
         (node("Cast", ["x"], to=7), "only to FLOAT"),
         (node("Cast", ["x"]), "to is not an integer"),
         (node("Transpose", ["x"], perm=[0, 0]), "not a permutation"),
-        (node("Transpose", ["x"], perm="10"), "not a permutation"),
+        (node("Transpose", ["x"], perm="10"), "not a list of integers"),
+        (node("Transpose", ["x"], perm=["1", "0"]), "not a list of integers"),
         (node("ReduceSum", ["x"], keepdims=2), "keepdims is 2"),
         (node("ReduceSum", ["x"], keepdims=True), "keepdims is not an integer"),
         (node("ReduceSum", ["x", "number"]), "not a list of integers"),
@@ -170,6 +171,12 @@ def test_what_an_operator_refuses(bad: dict[str, Any], message: str) -> None:
     }
     with pytest.raises(GraphError, match=message):
         program([bad], constants)
+
+
+@pytest.mark.parametrize("axis", [2, -3, 1 << 70])
+def test_an_axis_that_is_not_there_names_the_node(axis: int) -> None:
+    with pytest.raises(GraphError, match="LogSoftmax that makes 'out' failed"):
+        run([node("LogSoftmax", ["x"], axis=axis)])
 
 
 def test_shapes_that_do_not_fit_name_the_node() -> None:
