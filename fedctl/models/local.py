@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fedctl.models.built import BuiltModel
-from fedctl.models.scaling import Sums, scaling_from
 from fedctl_wire.codec import parse_bytes
 from fedctl_wire.limits import LIMITS
 from fedctl_wire.manifest import Preprocessing
@@ -25,18 +24,33 @@ if TYPE_CHECKING:
     Weights = dict[str, NDArray[np.float32]]
     Data = tuple[NDArray[np.float32], NDArray[np.int64]]
 
+STD_FLOOR = 1e-6
+
 
 def scaling_of(parts: Iterable[NDArray[np.float32]]) -> Preprocessing:
-    """The scaling that a fleet would get whose devices hold these features, each (n, features)."""
+    """The scaling that a fleet would get whose devices hold these features, each (n, features).
+
+    A feature that never varies gets deviation 1e-6, one that is present nowhere mean 0 and
+    deviation 1. At least one part.
+    """
     import numpy as np
 
-    sums = []
-    for x in parts:
-        present = np.isfinite(x)
-        cells = np.where(present, x, 0).astype(np.float64)
-        columns = present.sum(axis=0).astype(np.float64), cells.sum(axis=0), np.square(cells).sum(axis=0)
-        sums.append(Sums(*(column.tolist() for column in columns)))
-    return scaling_from(sums)
+    sums = sum(np.stack(_sums(x)) for x in parts)
+    count, total, squares = np.asarray(sums)
+    divisor = np.maximum(count, 1)
+    mean = total / divisor
+    std = np.maximum(np.sqrt(np.maximum(squares / divisor - mean * mean, 0)), STD_FLOOR)
+    std[count == 0] = 1
+    return Preprocessing(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _sums(x: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+    """Count, sum and sum of squares of the present cells, each (features,)."""
+    import numpy as np
+
+    present = np.isfinite(x)
+    cells = np.where(present, x, 0).astype(np.float64)
+    return [present.sum(axis=0).astype(np.float64), cells.sum(axis=0), np.square(cells).sum(axis=0)]
 
 
 def fit(

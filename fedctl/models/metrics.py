@@ -27,10 +27,3 @@ def auroc(histogram: Sequence[Sequence[int]]) -> float | None:
         twice += positive * (2 * below + negative)
         below += negative
     return twice / (2 * total)
-
-
-def add_histograms(histograms: Sequence[Sequence[Sequence[int]]]) -> tuple[tuple[int, ...], ...]:
-    """Sum of the devices' histograms, at least one, all of the same shape."""
-    return tuple(
-        tuple(sum(counts) for counts in zip(*rows, strict=True)) for rows in zip(*histograms, strict=True)
-    )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fedctl.models import build, local
-from fedctl.models.metrics import add_histograms, auroc
-from fedctl.models.scaling import Sums, read_sums, scaling_from
-from fedctl_agent.trainers.tensorfile import write_tensors
+from fedctl.models.metrics import auroc
 from fedctl_graph.errors import GraphError
-from fedctl_wire.errors import WireError
 from fedctl_wire.messages import TrainSettings
-from fedctl_wire.tensors import layout
 
 
 @pytest.mark.parametrize(
@@ -31,10 +26,6 @@ from fedctl_wire.tensors import layout
 )
 def test_auroc_of_small_histograms(histogram: Any, expected: float | None) -> None:
     assert auroc(histogram) == expected
-
-
-def test_histograms_add_up() -> None:
-    assert add_histograms([((1, 2), (3, 4)), ((10, 20), (30, 40))]) == ((11, 22), (33, 44))
 
 
 def test_scaling_is_that_of_all_data_together() -> None:
@@ -55,50 +46,8 @@ def test_a_feature_that_never_changes_or_is_never_there_can_be_divided_by() -> N
 
 
 def test_rounding_below_zero_is_no_variance() -> None:
-    found = scaling_from([Sums([3.0], [0.3], [0.03 - 1e-12])])
-    assert found.std == (1e-6,)
-
-
-def test_the_order_of_the_parts_is_the_order_of_the_additions() -> None:
-    parts = [Sums([1.0], [value], [value * value]) for value in (1e16, 1.0, -1e16)]
-    assert scaling_from(parts).mean == ((1e16 + 1.0 - 1e16) / 3,)
-    assert scaling_from(reversed(parts)).mean == ((-1e16 + 1.0 + 1e16) / 3,)
-
-
-def write_sums(path: Path, **changes: Any) -> Path:
-    arrays = {"count": [4, 0], "sum": [2.5, 0], "sumsq": [9, 0], **changes}
-    columns = {name: np.array(values, np.float64) for name, values in arrays.items()}
-    write_tensors(path, layout([(name, "F64", c.shape) for name, c in columns.items()]), columns, {})
-    return path
-
-
-def test_sums_are_read_from_a_result_file(tmp_path: Path) -> None:
-    sums = read_sums(write_sums(tmp_path / "s"), features=2)
-    assert [list(column) for column in (sums.count, sums.total, sums.squares)] == [[4, 0], [2.5, 0], [9, 0]]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"sum": [np.nan, 0]},
-        {"sumsq": [np.inf, 0]},
-        {"sumsq": [-1, 0]},
-        {"count": [-1, 0]},
-        {"count": [np.nan, 0]},
-        {"sum": [1, 2, 3]},
-        {"extra": [0, 0]},
-    ],
-)
-def test_numbers_that_are_no_sums_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(WireError, match="sums"):
-        read_sums(write_sums(tmp_path / "s", **changes), features=2)
-
-
-def test_truncated_sums_are_refused(tmp_path: Path) -> None:
-    path = write_sums(tmp_path / "s")
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(WireError):
-        read_sums(path, features=2)
+    found = local.scaling_of([np.full((7, 1), 0.3, np.float32), np.full((3, 1), 0.3, np.float32)])
+    assert found.std == (pytest.approx(1e-6),)
 
 
 MODEL = build("mlp", input_shape=(3,), hidden=(8,), classes=2, seed=0)

@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from fedctl.models import scaling
+from fedctl.aggregation.scaling import scaling_from_stats
 from fedctl_agent.trainers import JobError, Outcome, run
 from fedctl_agent.trainers.tensorfile import read_tensors, write_tensors
 from fedctl_wire.manifest import GOLDEN_FILE, GRAPH_FILE, Tolerances
@@ -50,7 +50,7 @@ def test_stats_over_many_blocks_and_the_workstation_reads_them(bench: Bench) -> 
     x, _ = bench.examples(5000)
     context = bench.context(TaskKind.STATS)
     run(context)
-    found = scaling.scaling_from([scaling.read_sums(context.output, features=3)])
+    found = scaling_from_stats({"watch-01": context.output}, 3)
     np.testing.assert_allclose(found.mean, x.astype(np.float64).mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.std, x.astype(np.float64).std(axis=0), rtol=1e-9)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedctl.aggregation.scaling import scaling_from_stats
 from fedctl.models import build
-from fedctl.models.scaling import read_sums, scaling_from
 from fedctl_agent.trainers import JobContext, run
 from fedctl_agent.trainers.tensorfile import read_tensors, write_tensors
 from fedctl_wire.manifest import WEIGHTS_FILE
@@ -71,12 +71,12 @@ def test_ten_rounds_over_21_people_carry_over_to_nine_others(tmp_path: Path) -> 
     built = build("mlp", input_shape=(237,), hidden=(64,), classes=6, seed=0)
     directory = tmp_path / "model"
     model = {"model_dir": directory, "manifest": write_bundle(directory, built)}
-    sums = []
+    sums = {}
     for person in training:
         job = person.job(TaskKind.STATS, model)
         run(job)
-        sums.append(read_sums(job.output, features=237))
-    model["manifest"] = write_bundle(directory, built, scaling=scaling_from(sums))
+        sums[f"person-{person.number:02d}"] = job.output
+    model["manifest"] = write_bundle(directory, built, scaling=scaling_from_stats(sums, 237))
     for number in range(ROUNDS):
         updates = []
         for person in training:
