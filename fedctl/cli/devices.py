@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from fedctl.cli.options import (
     Parallel,
     RootKey,
     Timeout,
+    chosen,
     confirm,
     home,
     prompts,
@@ -29,9 +29,7 @@ from fedctl.core.errors import UsageError
 
 if TYPE_CHECKING:
     from fedctl.cli.progress import Watcher
-    from fedctl.core.records import Device
     from fedctl.ops.devices import AdminLogin
-    from fedctl.store import ReadStore
 
 app = Noun("devices", "Add, list and remove wearables.")
 
@@ -159,7 +157,7 @@ def label_(
     if not changes:
         raise UsageError("no label was given", hint="for example: fedctl devices label watch-01 ward=3")
     with writing() as store:
-        return views.labelled(devices.label(store, _named(store, names, label), changes))
+        return views.labelled(devices.label(store, chosen(store, names, label), changes))
 
 
 @app.verb(
@@ -227,13 +225,13 @@ def remove(  # noqa: PLR0913 - one parameter an option
     from fedctl.ops import devices
 
     with writing() as store, Watcher(quiet=session_of(ctx).quiet) as watcher:
-        chosen = _named(store, names, label)
-        if not yes and prompts() and not confirm(f"Remove {', '.join(d.name for d in chosen)}?"):
+        doomed = chosen(store, names, label)
+        if not yes and prompts() and not confirm(f"Remove {', '.join(d.name for d in doomed)}?"):
             raise typer.Abort
         outcomes = devices.remove(
             store,
             home(),
-            chosen,
+            doomed,
             admin=_admin(ssh_config, accept_host_key, watcher),
             root_key=root_key,
             purge=purge,
@@ -241,13 +239,6 @@ def remove(  # noqa: PLR0913 - one parameter an option
             observer=watcher,
         )
     return views.removed(outcomes)
-
-
-def _named(store: ReadStore, names: Sequence[str] | None, label: Sequence[str] | None) -> tuple[Device, ...]:
-    """The chosen devices; where something is changed, choosing nothing is not choosing all."""
-    if not names and not label:
-        raise UsageError("no device was named", hint="name devices, use -l KEY=VALUE, or '*' for all of them")
-    return selected(store, names, label)
 
 
 def _admin(ssh_config: Path | None, accept_host_key: str | None, watcher: Watcher) -> AdminLogin:

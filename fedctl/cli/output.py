@@ -32,6 +32,7 @@ class Column:
     title: str
     right: bool = False
     drop: int = 0  # where the table is too wide, the highest goes first; 0 stays
+    width: int = 0  # at least; for tables whose rows come one at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Table:
             return
         body = [[clean(cell) if cell else "-" for cell in row] for row in self.rows]
         widths = [
-            max(cells(column.title), *(cells(row[i]) for row in body))
+            max(column.width, cells(column.title), *(cells(row[i]) for row in body))
             for i, column in enumerate(self.columns)
         ]
         shown = self._fit(widths, width)

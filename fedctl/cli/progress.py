@@ -29,8 +29,9 @@ class Watcher:
     Called from the threads that work on the devices.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, indent: str = "") -> None:
         self._quiet = quiet
+        self._indent = indent  # before each note
         self._screen = Screen.of(sys.stderr)
         self._terminal = is_terminal(sys.stderr) and self._screen.colour
         self._started = time.monotonic()
@@ -53,7 +54,7 @@ class Watcher:
         with self._lock:
             if isinstance(event, Note):
                 self.pause()
-                write(sys.stderr, [self._screen.paint(clean(event.text))])
+                write(sys.stderr, [self._screen.paint(f"{self._indent}{clean(event.text)}")])
             elif isinstance(event, DeviceProgress):
                 self._devices[event.device] = event
                 self._show()

@@ -1,0 +1,200 @@
+"""`fedctl round`: one pass of the road, from a plan to a published version."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedctl.cli.command import Noun, session_of
+from fedctl.cli.options import Labels, Names, home, reading, seconds_of, writing
+from fedctl.cli.output import View
+
+app = Noun("round", "Train a model on the devices' own data.")
+
+RoundNumber = Annotated[
+    int | None, typer.Argument(metavar="[ROUND]", help="A round's number.", show_default=False)
+]
+
+
+@app.verb(
+    "start",
+    examples="""
+    fedctl round start health
+    fedctl round start health --rounds 5 -l ward=3
+    fedctl round start health 'watch-*' --rounds 50 --until 'auroc>=0.85'
+    fedctl round start health --quorum 6 --deadline 20m --local-epochs 3
+    fedctl round start health -q --skip-if-running
+    """,
+)
+def start(  # noqa: PLR0913 - one parameter an option
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="May be left out while there is only one.")
+    ] = None,
+    names: Names = None,
+    *,
+    label: Labels = None,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds to run.")] = 1,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="EXPR", help="End early, e.g. at 'auroc>=0.85'.")
+    ] = None,
+    local_epochs: Annotated[
+        int | None, typer.Option("--local-epochs", metavar="N", help="Passes over a device's data.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", help="Examples of one step.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Learning rate.")] = None,
+    momentum: Annotated[
+        float | None, typer.Option("--momentum", metavar="FACTOR", help="From 0 to 1.")
+    ] = None,
+    quorum: Annotated[
+        int | None, typer.Option("--quorum", metavar="N", help="Updates that are needed; by default half.")
+    ] = None,
+    deadline: Annotated[
+        str, typer.Option("--deadline", metavar="TIME", help="For the devices: 90s, 10m or 1h.")
+    ] = "10m",
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", metavar="SHARE", help="How much the loss may rise.")
+    ] = 0.05,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Of shuffles; random if not set.")
+    ] = None,
+    max_examples: Annotated[
+        int | None, typer.Option("--max-examples", metavar="N", help="Most a device counts for.")
+    ] = None,
+    max_update_norm: Annotated[
+        float | None, typer.Option("--max-update-norm", metavar="NORM", help="Drop larger updates.")
+    ] = None,
+    skip_if_running: Annotated[
+        bool, typer.Option("--skip-if-running", help="Do nothing if another run has the model.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 if a device dropped out.")] = False,
+) -> View:
+    """Run rounds: devices train on their own data, their updates become the next version.
+
+    An unfinished round of the model is finished first. It may be killed at any moment; "fedctl round resume"
+    goes on. Exit code 6: quorum, gate or target not met. 7: another run has the model.
+    """
+    from fedctl.cli import round_views as views
+    from fedctl.cli.progress import Watcher
+    from fedctl.core.plan import RoundWishes
+    from fedctl.core.selector import Selector
+    from fedctl.ops import rounds as operations
+
+    wishes = RoundWishes(
+        local_epochs=local_epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        quorum=quorum,
+        deadline_s=seconds_of(deadline, option="--deadline"),
+        tolerance=tolerance,
+        until=until,
+        seed=seed,
+        max_examples=max_examples,
+        max_update_norm=max_update_norm,
+    )
+    session = session_of(ctx)
+    with writing() as store, Watcher(quiet=session.quiet) as watcher:
+        result = operations.start(
+            store,
+            home(),
+            model,
+            Selector.parse(names or (), label or ()),
+            wishes=wishes,
+            rounds=rounds,
+            skip_if_running=skip_if_running,
+            observer=views.RoundTable(session, watcher),
+        )
+    return views.ran(result, strict=strict)
+
+
+@app.verb(
+    "list",
+    examples="""
+    fedctl round list
+    fedctl round list health --limit 10
+    fedctl round list -o jsonl
+    """,
+)
+def list_(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this model's.")] = None,
+    *,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="The newest so many.")] = 50,
+) -> View:
+    """List rounds, newest first."""
+    from fedctl.cli import round_views as views
+    from fedctl.ops import rounds as operations
+
+    with reading() as store:
+        return views.listed(operations.list_rounds(store, model=model, limit=limit))
+
+
+@app.verb(
+    "show",
+    examples="""
+    fedctl round show 41
+    fedctl round show 41 -o json
+    """,
+)
+def show(round_id: Annotated[int, typer.Argument(metavar="ROUND", help="A round's number.")]) -> View:
+    """Show one round: what was planned, what became of it, and what each device did."""
+    from fedctl.cli import round_views as views
+    from fedctl.ops import rounds as operations
+
+    with reading() as store:
+        return views.shown(operations.show(store, round_id))
+
+
+@app.verb(
+    "watch",
+    examples="""
+    fedctl round watch
+    fedctl round watch 41
+    """,
+)
+def watch(ctx: typer.Context, round_id: RoundNumber = None) -> View:
+    """Follow a round that another process drives, until it ends; by default the newest."""
+    from fedctl.cli import round_views as views
+    from fedctl.cli.progress import Watcher
+    from fedctl.ops import rounds as operations
+
+    with reading() as store, Watcher(quiet=session_of(ctx).quiet) as watcher:
+        return views.watched(operations.watch(store, home(), round_id, observer=watcher))
+
+
+@app.verb(
+    "resume",
+    examples="""
+    fedctl round resume
+    fedctl round resume 41
+    """,
+)
+def resume(ctx: typer.Context, round_id: RoundNumber = None) -> View:
+    """Finish a round that was interrupted, or all of them."""
+    from fedctl.cli import round_views as views
+    from fedctl.cli.progress import Watcher
+    from fedctl.ops import rounds as operations
+
+    session = session_of(ctx)
+    with writing() as store, Watcher(quiet=session.quiet) as watcher:
+        observer = views.RoundTable(session, watcher)
+        return views.resumed(operations.resume(store, home(), round_id, observer=observer))
+
+
+@app.verb(
+    "cancel",
+    examples="""
+    fedctl round cancel
+    fedctl round cancel 41
+    """,
+)
+def cancel(round_id: RoundNumber = None) -> View:
+    """End an unfinished round; nothing of it is published."""
+    from fedctl.cli import round_views as views
+    from fedctl.ops import rounds as operations
+
+    with writing() as store:
+        return views.cancelled(operations.cancel(store, home(), round_id))
