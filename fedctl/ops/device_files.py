@@ -75,7 +75,7 @@ def undo_unpack(prefix: str, version: str, launcher: str | None) -> None:
     """Point the launcher back at what was there before, or delete the prefix when there was nothing."""
     if launcher is None:
         shutil.rmtree(prefix, ignore_errors=True)
-        _remove_empty(Path(prefix).parent)
+        _remove_empty_parents(Path(prefix))
         return
     _replace(Path(prefix, "bin", "fedctl-agent"), launcher.encode(), mode=0o755)
     if f"versions/{version}" not in launcher:
@@ -97,7 +97,7 @@ def undo_state(state: str, trust_files: list[str], *, existed: bool, source: str
     directory = Path(state)
     if not existed:
         shutil.rmtree(directory, ignore_errors=True)
-        _remove_empty(directory.parent)
+        _remove_empty_parents(directory)
         return
     added = [name for name in _TRUST_FILES if name not in trust_files]
     for name in added + ([f"sources/{source}"] if source else []):
@@ -160,7 +160,7 @@ def delete(prefix: str, state: str, *, purge: bool) -> dict[str, Any]:
     kept: list[str] = []
     if purge:
         kept = _purge(Path(state))
-    _remove_empty(Path(prefix).parent)
+    _remove_empty_parents(Path(prefix))
     return {"kept": kept}
 
 
@@ -277,3 +277,11 @@ def _replace(path: Path, data: bytes, *, mode: int) -> None:
 def _remove_empty(directory: Path) -> None:
     with contextlib.suppress(OSError):
         directory.rmdir()
+
+
+def _remove_empty_parents(path: Path) -> None:
+    """Up to the home directory, as far as they are empty: `mkdir` made them all."""
+    for parent in path.parents:
+        if parent == Path.home():
+            return
+        _remove_empty(parent)

@@ -7,6 +7,7 @@ device that is not reached now gets it at its next contact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from fedctl.ops.fleet import actor
 from fedctl.ops.roster import stored_roster
 from fedctl.release.keys import load_root, login_path
 from fedctl.store import ReadStore, Store
-from fedctl.transport import connect, sweep
+from fedctl.transport import AgentClient, Connections, connect, sweep
+from fedctl.transport.pool import PARALLEL
 from fedctl_wire.messages import Health
 
 __all__ = [
@@ -129,39 +131,43 @@ def ping(
     devices: Sequence[Device],
     *,
     timeout_s: float = 10.0,
-    parallel: int = 64,
+    parallel: int = PARALLEL,
+    connections: Connections | None = None,
     observer: Observer = silent,
 ) -> tuple[PingOutcome, ...]:
     """Ask every device for its health, concurrently; a failure is a value in its outcome.
 
-    A device that holds an older roster gets the current one. Outcomes come in the order of `devices`.
+    A device that holds an older roster gets the current one.
+
+    Args:
+        store: The fleet's database.
+        home: Its keys and roster.
+        devices: Which; the outcomes come in the same order.
+        timeout_s: For each device.
+        parallel: How many at the same time.
+        connections: Kept open for the caller's next sweep; None closes them.
+        observer: Told each answer.
     """
     serial, roster = store.fleet().roster_serial, stored_roster(home)
-    login_key = login_path(home)
 
     def ask(device: Device) -> PingOutcome:
-        with connect(
-            device=device.name,
-            url=device.url,
-            host_key=device.host_key,
-            login_key=login_key,
-            timeout_s=timeout_s,
-        ) as client:
-            round_trip_ms, health = timed_health(client)
-            _check_name(device, health)
-            outdated = roster is not None and health.roster_serial < serial
-            if roster is not None and outdated:
-                client.put_roster(roster)
+        client = held.client(device.name, lambda: _connect(home, device, timeout_s))
+        round_trip_ms, health = timed_health(client)
+        _check_name(device, health)
+        outdated = roster is not None and health.roster_serial < serial
+        if roster is not None and outdated:
+            client.put_roster(roster)
         return PingOutcome(
             device=device.name, round_trip_ms=round_trip_ms, health=health, roster_pushed=outdated
         )
 
     found: dict[str, PingOutcome] = {}
-    for device, answer in sweep(devices, ask, parallel=parallel):
-        if isinstance(answer, FedctlError):
-            answer = PingOutcome(device=device.name, error=answer)
-        found[device.name] = answer
-        observer(DeviceProgress(device.name, "no answer" if answer.error else "answered"))
+    with ExitStack() as own:
+        held = connections or own.enter_context(Connections())
+        for device, answer in sweep(devices, ask, parallel=parallel):
+            outcome = _failed(device, answer) if isinstance(answer, FedctlError) else answer
+            found[device.name] = outcome
+            observer(DeviceProgress(device.name, "no answer" if outcome.error else "answered"))
     _record_answers(store, found.values())
     return tuple(found[device.name] for device in devices)
 
@@ -194,6 +200,20 @@ def remove(
     """
     root = load_root(home, root_key, expected=store.fleet().root_key)
     return Removal(store, home, admin, purge=purge, forget=forget, observer=observer).run(devices, root)
+
+
+def _connect(home: Home, device: Device, timeout_s: float) -> AgentClient:
+    return connect(
+        device=device.name,
+        url=device.url,
+        host_key=device.host_key,
+        login_key=login_path(home),
+        timeout_s=timeout_s,
+    )
+
+
+def _failed(device: Device, error: FedctlError) -> PingOutcome:
+    return PingOutcome(device=device.name, error=error)
 
 
 def _record_answers(store: Store, outcomes: Iterable[PingOutcome]) -> None:
