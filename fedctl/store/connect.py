@@ -101,7 +101,7 @@ def connect_for_reading(path: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError:
             # Reading a WAL database needs its -shm file, which cannot be made here. When there is no
             # write-ahead log either, the main file alone is the whole truth and may be read as it is.
-            if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK) or _has_log(path):
+            if _is_allowed(path.parent, os.W_OK) or not _is_allowed(path, os.R_OK) or _has_log(path):
                 raise
             return _open_uri(path, "mode=ro&immutable=1")
 
@@ -121,6 +121,10 @@ def _open_uri(path: Path, options: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _is_allowed(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=True)
 
 
 def _has_log(path: Path) -> bool:
