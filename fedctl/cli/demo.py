@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedctl.ops.demo import DemoResult
 
 _INDENT = "  "
+_COLUMNS = 80
 
 
 def demo(
@@ -61,7 +62,8 @@ def _compared(result: DemoResult) -> View:
         [(f"{_INDENT}{name}", fixed(score, 3)) for name, score in scores],
     )
     advice = [f"{_INDENT}The fleet is still running. Try:", *(f"{_INDENT * 2}{c}" for c in result.commands)]
-    return View(to_json(result), [[""], table, advice], to_json(result.history), [result.model])
+    blocks = [["", *table.lines(_COLUMNS)], advice]
+    return View(to_json(result), blocks, to_json(result.history), [result.model])
 
 
 app = Verb(

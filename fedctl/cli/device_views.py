@@ -29,9 +29,18 @@ def listed(devices: Sequence[Device]) -> View:
         Column("last seen", drop=2),
         Column("url", drop=5),
     )
-    cells = [
-        (d.name, d.role, _labels(d), d.agent_version, d.arch, seconds(d.last_seen), d.url) for d in devices
-    ]
+    cells = (
+        (
+            d.name,
+            d.role,
+            _labels(d, leave_out="role"),
+            d.agent_version,
+            d.arch,
+            seconds(d.last_seen),
+            d.url,
+        )
+        for d in devices
+    )
     return View({"devices": rows}, [Table(columns, cells)], rows, [d.name for d in devices])
 
 
@@ -157,12 +166,14 @@ def error_json(error: FedctlError | None) -> Json:
     return {"code": error.code, "message": error.message, "hint": error.hint or None} if error else None
 
 
-def _labels(device: Device) -> str | None:
-    return " ".join(f"{key}={value}" for key, value in sorted(device.labels.items())) or None
+def _labels(device: Device, *, leave_out: str = "") -> str | None:
+    pairs = [f"{key}={value}" for key, value in sorted(device.labels.items()) if key != leave_out]
+    return " ".join(pairs) or None
 
 
 def _device_json(device: Device) -> dict[str, Json]:
-    return {**to_json(device), "role": device.role.value}
+    plain = {name: getattr(device, name) for name in device.__slots__}  # each a value of JSON already
+    return {**plain, "role": device.role}
 
 
 def _ping_cells(outcome: PingOutcome) -> Cells:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +14,7 @@ from fedctl_wire.codec import Json
 
 SCHEMA_VERSION = 1  # of `-o json`; grows when a field changes its meaning or goes
 _GAP = "  "
+_NARROWEST = 8  # columns of a terminal that a cut text keeps
 
 
 class Format(StrEnum):
@@ -37,40 +38,44 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells; None is shown as "-". The first column, names, is never cut."""
+    """Rows of cells; None is shown as "-", a column of nothing else not at all.
+
+    The first column, names, is never cut.
+    """
 
     columns: Sequence[Column]
-    rows: Sequence[Sequence[str | None]]
+    rows: Iterable[Sequence[str | None]]  # read once, when the table is shown
 
     def lines(self, width: int) -> Iterator[str]:
         """Lay the table out in at most `width` columns: columns are dropped, rows never wrap."""
-        if not self.rows:
+        rows = list(self.rows)
+        if not rows:
             return
-        body = [[clean(cell) if cell else "-" for cell in row] for row in self.rows]
+        shown = [i for i in range(len(self.columns)) if i == 0 or any(row[i] for row in rows)]
+        body = [[clean(cell) if cell else "-" for cell in row] for row in rows]
         widths = [
             max(column.width, cells(column.title), *(cells(row[i]) for row in body))
             for i, column in enumerate(self.columns)
         ]
-        shown = self._fit(widths, width)
+        self._fit(shown, widths, width)
         for row in ([column.title for column in self.columns], *body):
             yield _GAP.join(
                 _pad(clip(row[i], widths[i]), widths[i], right=self.columns[i].right) for i in shown
             ).rstrip()
 
-    def _fit(self, widths: list[int], width: int) -> list[int]:
-        """The columns to show; narrows the widest of them when dropping was not enough."""
-        shown = list(range(len(self.columns)))
+    def _fit(self, shown: list[int], widths: list[int], width: int) -> None:
+        """Drop columns until the rest fits; narrow the widest text when that was not enough."""
 
         def excess() -> int:
             return sum(widths[i] for i in shown) + len(_GAP) * (len(shown) - 1) - width
 
         while excess() > 0 and (droppable := [i for i in shown if self.columns[i].drop]):
             shown.remove(max(droppable, key=lambda i: self.columns[i].drop))
-        texts = [i for i in shown[1:] if not self.columns[i].right]
-        if excess() > 0 and texts:
+        while excess() > 0 and (
+            texts := [i for i in shown[1:] if not self.columns[i].right and widths[i] > _NARROWEST]
+        ):
             widest = max(texts, key=lambda i: widths[i])
-            widths[widest] = max(8, widths[widest] - excess())
-        return shown
+            widths[widest] = max(_NARROWEST, widths[widest] - excess())
 
 
 @dataclass(frozen=True, slots=True)

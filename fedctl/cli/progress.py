@@ -54,7 +54,7 @@ class Watcher:
         with self._lock:
             if isinstance(event, Note):
                 self.pause()
-                write(sys.stderr, [self._screen.paint(f"{self._indent}{clean(event.text)}")])
+                write(sys.stderr, map(self._screen.paint, self._wrapped(event.text)))
             elif isinstance(event, DeviceProgress):
                 self._devices[event.device] = event
                 self._show()
@@ -75,6 +75,18 @@ class Watcher:
         with self._lock:
             self.pause()
             self._devices.clear()
+
+    def _wrapped(self, text: str) -> list[str]:
+        import textwrap
+
+        return textwrap.wrap(
+            clean(text),
+            self._screen.columns,
+            initial_indent=self._indent,
+            subsequent_indent=f"{self._indent}  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
     def _show(self) -> None:
         if not self._terminal or self._live is not None or time.monotonic() - self._started < _PATIENCE_S:
