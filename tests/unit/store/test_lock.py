@@ -44,9 +44,13 @@ def test_a_second_run_is_told_who_holds_the_lock_until_the_holder_dies(tmp_path:
 
 def test_models_and_the_fleet_are_locked_apart(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    with hold_lock(home), hold_lock(home, model="a"), hold_lock(home, model="b"):
-        with pytest.raises(LockedError, match=f"the fleet is held by pid {os.getpid()}"):
-            take_and_release(home)
+    with (
+        hold_lock(home),
+        hold_lock(home, model="a"),
+        hold_lock(home, model="b"),
+        pytest.raises(LockedError, match=f"the fleet is held by pid {os.getpid()}"),
+    ):
+        take_and_release(home)
     take_and_release(home)
 
 
@@ -67,5 +71,5 @@ def test_an_error_inside_releases_the_lock(tmp_path: Path) -> None:
 
 def test_a_home_that_is_no_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="file/locks/fleet.lock"), hold_lock(Home(tmp_path / "file")):
+    with pytest.raises(ConfigError, match=r"file/locks/fleet\.lock"), hold_lock(Home(tmp_path / "file")):
         pass
