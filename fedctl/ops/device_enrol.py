@@ -84,7 +84,7 @@ def check_free(store: ReadStore, name: str, url: str) -> Device | None:
 
 
 def check_identity(store: ReadStore, name: str, identity: Identity) -> None:
-    """Refuse a device that belongs to another fleet, or shows the identity of another member.
+    """Refuse a device that is in another fleet, has another name, or shows a member's identity.
 
     Raises:
         TrustError: Saying which.
@@ -95,6 +95,13 @@ def check_identity(store: ReadStore, name: str, identity: Identity) -> None:
             hint="take it out there first, or at the device stop the agent and delete its state directory",
             subject=name,
             code="other_root",
+        )
+    if identity.enrolled and identity.device != name:
+        raise TrustError(
+            f"this device is enrolled in this fleet already{_named(identity)}, not as {name}",
+            hint="add it under that name, or at the device stop the agent and delete its state directory",
+            subject=name,
+            code="other_name",
         )
     for device in store.devices():
         if device.identity_key == identity.identity_key and device.name != name:
