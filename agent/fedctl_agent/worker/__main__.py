@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import socket
@@ -54,9 +55,20 @@ def main(
 
 
 def load_trainers() -> Callable[[JobContext], Outcome]:
-    """Import all that a job uses, so that a forked one finds it in memory."""
-    from fedctl_agent.trainers import evaluate, golden, run, stats, train  # noqa: F401
-    from fedctl_agent.worker import job  # noqa: F401
+    """Import all that a job uses, so that a forked one finds it in memory and imports nothing itself."""
+    for name in (
+        "encodings.cp437",  # of the names in a .npz file
+        "cryptography.hazmat.primitives.serialization",  # the identity key is a PEM file
+        "numpy.random",  # NumPy itself loads it late
+        "fedctl_agent.sources.npz",
+        "fedctl_agent.trainers.evaluate",
+        "fedctl_agent.trainers.golden",
+        "fedctl_agent.trainers.stats",
+        "fedctl_agent.trainers.train",
+        "fedctl_agent.worker.job",
+    ):
+        importlib.import_module(name)
+    from fedctl_agent.trainers import run
 
     return run
 

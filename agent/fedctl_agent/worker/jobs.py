@@ -23,7 +23,7 @@ from fedctl_wire.messages import Usage
 
 CANCEL_GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _NICE = 10
-_OOM_SCORE_ADJ = "1000"  # the kernel's maximum: the job goes before anything else on the device
+_OOM_SCORE_ADJ = b"1000"  # the kernel's maximum: the job goes before anything else on the device
 _FILE_BYTES = 2 * 1024**3
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -173,7 +173,9 @@ def _redirect(log: Path, private: Sequence[int]) -> None:
 def _limit() -> None:
     os.nice(_NICE)
     with contextlib.suppress(OSError):  # not everywhere may a process say so of itself
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ, encoding="ascii")
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(score, _OOM_SCORE_ADJ)
+        os.close(score)
     set_limit(resource.RLIMIT_CORE, 0)  # a core file would hold training data
     set_limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
 

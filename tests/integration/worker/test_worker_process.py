@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def started(worker: WorkerProcess, task_dir: Path) -> int:
     assert answer["ok"] is True, answer
     progress = task_dir / "progress.jsonl"
     while not (progress.exists() and progress.read_bytes()):
-        pass
+        assert not (task_dir / "failure.json").exists()
+        time.sleep(0.005)
     pid: int = answer["pid"]
     return pid
 
@@ -269,7 +271,8 @@ def test_numpy_waits_for_the_first_plan(fleet: SignedFleet, start: StartWorker) 
     assert not loaded(worker, "_multiarray_umath")
     assert worker.ask("verify", what="plan", envelope=as_received(fleet.plan())) == {"ok": True}
     while not loaded(worker, "_multiarray_umath"):
-        pass
+        assert worker.process.poll() is None
+        time.sleep(0.005)
 
 
 def test_memory_stays_small(fleet: SignedFleet, start: StartWorker) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedctl_agent.state import StateDir
 from fedctl_wire.codec import dump_bytes, encode
 from fedctl_wire.manifest import (
-    BUNDLE_FILES,
+    GOLDEN_FILE,
     GRAPH_FILE,
     MANIFEST_FILE,
     WEIGHTS_FILE,
@@ -45,7 +45,7 @@ from fedctl_wire.signing import (
     public_key,
     sign,
 )
-from fedctl_wire.tensors import header_bytes
+from fedctl_wire.tensors import header_bytes, layout
 
 FLEET = "0f4dbc5e-7a3e-4f6e-9b5c-6d1f6a1f2b3c"
 OTHER_FLEET = "9c0a1f8e-2b7d-4d53-8a56-0c9e5d7b1a2f"
@@ -53,6 +53,22 @@ ROUND = "5b9d2a50-1d7c-4a43-9a37-1c6d0e8f7a11"
 DEVICE = Name("wrist-01")
 AT = "2024-05-01T12:00:00Z"
 SETTINGS = TrainSettings(lr=0.1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a bundle is made of: the contents of each file, and what the manifest says of them."""
+
+    contents: dict[str, bytes]
+    tensors: tuple[TensorSpec, ...]
+    operators: tuple[str, ...]
+
+
+def opaque_model() -> Model:
+    """A model whose graph and golden batch nothing can read."""
+    weights = header_bytes(layout([("w", "F32", (12,))])) + bytes(48)
+    contents = {WEIGHTS_FILE: weights, GRAPH_FILE: b"{}", GOLDEN_FILE: b"golden"}
+    return Model(contents, (TensorSpec("w", (12,)),), ("MatMul",))
 
 
 @dataclass
@@ -63,6 +79,7 @@ class SignedFleet:
     root: Ed25519PrivateKey = field(default_factory=generate_key)
     operator: Ed25519PrivateKey = field(default_factory=generate_key)
     identity: Ed25519PrivateKey = field(default_factory=generate_key)
+    model: Model = field(default_factory=opaque_model)
 
     def enrolment(self, *, key: Ed25519PrivateKey | None = None, **changes: Any) -> Envelope:
         fields = {
@@ -112,45 +129,36 @@ class SignedFleet:
         }
         return EnrolmentRequest(**(fields | changes))
 
-    def write_bundle(self, directory: Path, *, parameters: int = 12, model_version: int = 1) -> Manifest:
-        """A signed bundle whose graph and golden batch nothing reads."""
+    def write_bundle(self, directory: Path, *, model_version: int = 1) -> Manifest:
+        """The files of `model`, and the manifest that the operator signs for them."""
+        contents = self.model.contents
+        manifest = Manifest(
+            model=Name("har"),
+            model_version=model_version,
+            builder="mlp",
+            input_shape=(3,),
+            classes=2,
+            tensors=self.model.tensors,
+            files={n: BundleFile(hashlib.sha256(d).hexdigest(), len(d)) for n, d in contents.items()},
+            operators=self.model.operators,
+            defaults=SETTINGS,
+            scale="none",
+        )
         directory.mkdir(parents=True, exist_ok=True)
-        spec = TensorSpec("w", (parameters,))
-        contents = dict.fromkeys(BUNDLE_FILES, b"golden")
-        contents[GRAPH_FILE] = b'{"version":1}'
-        manifest = self.manifest(contents, spec, model_version)
-        contents[WEIGHTS_FILE] = header_bytes(manifest.weights_layout()) + bytes(4 * parameters)
-        manifest = self.manifest(contents, spec, model_version)
         for name, data in contents.items():
             (directory / name).write_bytes(data)
         envelope = sign(manifest.to_bytes(), PayloadType.BUNDLE, self.operator)
         (directory / MANIFEST_FILE).write_bytes(envelope.to_bytes())
         return manifest
 
-    def manifest(self, contents: dict[str, bytes], spec: TensorSpec, model_version: int = 1) -> Manifest:
-        return Manifest(
-            model=Name("har"),
-            model_version=model_version,
-            builder="mlp",
-            input_shape=(3,),
-            classes=2,
-            tensors=(spec,),
-            files={n: BundleFile(hashlib.sha256(d).hexdigest(), len(d)) for n, d in contents.items()},
-            operators=("MatMul",),
-            defaults=SETTINGS,
-            scale="none",
-        )
-
-    def write_task(
-        self, kind: TaskKind = TaskKind.TRAIN, *, attempt: int = 1, parameters: int = 12, seed: int = 7
-    ) -> Path:
+    def write_task(self, kind: TaskKind = TaskKind.TRAIN, *, attempt: int = 1, seed: int = 7) -> Path:
         """A task directory as the daemon leaves it for the worker."""
         staging = self.state.path / f"staging-{attempt}-{kind}"
-        manifest = self.write_bundle(staging, parameters=parameters)
+        manifest = self.write_bundle(staging)
         base = sha256(manifest)
         if kind is TaskKind.EVALUATE:
             candidate = staging.with_name(staging.name + "-candidate")
-            bundle = sha256(self.write_bundle(candidate, parameters=parameters, model_version=2))
+            bundle = sha256(self.write_bundle(candidate, model_version=2))
         else:
             candidate, bundle = staging, base
         plan = self.plan(base=BaseModel(1, base), seed=seed)
