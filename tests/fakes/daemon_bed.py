@@ -19,10 +19,11 @@ from fedctl_agent.daemon.listener import UnixListener
 from fedctl_agent.daemon.routes import Router
 from fedctl_agent.state import StateDir
 from fedctl_wire.codec import encode
-from fedctl_wire.manifest import BUNDLE_FILES, GRAPH_FILE, WEIGHTS_FILE, TensorSpec
-from fedctl_wire.messages import BaseModel, TaskKind, TaskRequest, task_id
+from fedctl_wire.manifest import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, BundleFile, Manifest, TensorSpec
+from fedctl_wire.messages import BaseModel, TaskKind, TaskRequest, TrainSettings, task_id
+from fedctl_wire.names import Name
 from fedctl_wire.signing import Envelope, PayloadType, public_key, sign
-from fedctl_wire.tensors import header_bytes
+from fedctl_wire.tensors import header_bytes, layout
 from tests.fakes import worker_program
 from tests.fakes.unix_http import Answer, Client
 from tests.unit.worker.signed_fleet import DEVICE, SignedFleet, new_fleet
@@ -64,11 +65,21 @@ class Bed:
 
     def bundle(self, version: int = 1, *, filling: int = 0) -> tuple[Envelope, dict[str, bytes]]:
         """A signed bundle and its files by hash; `filling` makes other weights, the rest is the same."""
-        spec = TensorSpec("w", (1024,))
-        contents = dict.fromkeys(BUNDLE_FILES, b"golden") | {GRAPH_FILE: b'{"version":1}'}
-        layout = self.fleet.manifest(contents, spec, version).weights_layout()
-        contents[WEIGHTS_FILE] = header_bytes(layout) + bytes([filling]) * 4096
-        manifest = self.fleet.manifest(contents, spec, version)
+        tensor = TensorSpec("w", (1024,))
+        weights = header_bytes(layout([(tensor.name, "F32", tensor.shape)])) + bytes([filling]) * 4096
+        contents = {GRAPH_FILE: b'{"version":1}', GOLDEN_FILE: b"golden", WEIGHTS_FILE: weights}
+        manifest = Manifest(
+            model=Name("har"),
+            model_version=version,
+            builder="mlp",
+            input_shape=(3,),
+            classes=2,
+            tensors=(tensor,),
+            files={n: BundleFile(hashlib.sha256(d).hexdigest(), len(d)) for n, d in contents.items()},
+            operators=("MatMul",),
+            defaults=TrainSettings(lr=0.1),
+            scale="none",
+        )
         envelope = sign(manifest.to_bytes(), PayloadType.BUNDLE, self.fleet.operator)
         return envelope, {hashlib.sha256(data).hexdigest(): data for data in contents.values()}
 

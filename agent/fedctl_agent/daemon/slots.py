@@ -99,7 +99,7 @@ class Slots:
                 return
             if self._active(model) == slot.slot:
                 slot.path.with_name(_ACTIVE).unlink(missing_ok=True)
-            self._clear(slot)
+            self._clear(slot.path)
             sync_directory(slot.path.parent)
             if not any(key[0] == model for key in self._slots):
                 shutil.rmtree(slot.path.parent, ignore_errors=True)
@@ -194,9 +194,7 @@ class Slots:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        previous = self._slots.get((manifest.model, target.name))
-        if previous is not None:
-            self._clear(previous)
+        self._clear(target)
         staging.rename(target)
         sync_directory(home)
         sync_directory(self._directory)
@@ -218,12 +216,13 @@ class Slots:
         if self._active(slot.model) != slot.slot:
             write_durably(slot.path.with_name(_ACTIVE), slot.slot.encode())
 
-    def _clear(self, slot: Slot) -> None:
-        """Empty a slot at one stroke: after a crash it is there or it is not."""
-        del self._slots[slot.model, slot.slot]
-        doomed = slot.path.with_name(f"{slot.slot}.old{TEMPORARY_SUFFIX}")
-        slot.path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    def _clear(self, path: Path) -> None:
+        """Empty a slot at one stroke: after a crash it is there or it is not. It may be unreadable."""
+        self._slots.pop((path.parent.name, path.name), None)
+        doomed = path.with_name(f"{path.name}.old{TEMPORARY_SUFFIX}")
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
         for leftover in self._directory.glob(f"*/*{TEMPORARY_SUFFIX}"):

@@ -1,0 +1,96 @@
+"""Slots on disk: which one is replaced, what a crash leaves, what an unreadable one is worth."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedctl_agent.daemon.blobs import Blobs
+from fedctl_agent.daemon.errors import ApiError
+from fedctl_agent.daemon.slots import Slots, link_bundle
+from fedctl_wire.messages import ModelInstalled
+from tests.fakes.daemon_bed import Bed
+
+
+class Shelf:
+    def __init__(self, path: Path) -> None:
+        self.bed = Bed(path)
+        self.blobs = Blobs(self.bed.state.blobs)
+        self.slots = self.reopened()
+
+    def reopened(self) -> Slots:
+        return Slots(self.bed.state.models, self.blobs)
+
+    def install(self, version: int, *, filling: int | None = None, activate: bool = False) -> ModelInstalled:
+        envelope, contents = self.bed.bundle(version, filling=version if filling is None else filling)
+        for missing in self.slots.install(envelope, activate=activate).missing:
+            data = contents[missing.sha256]
+            self.blobs.append(missing.sha256, offset=0, total=len(data), blocks=[data])
+        return self.slots.install(envelope, activate=activate)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "state")
+
+
+def held(slots: Slots) -> dict[str, int]:
+    return {entry["slot"]: entry["version"] for entry in slots.listing()}
+
+
+def test_the_active_slot_is_never_replaced(shelf: Shelf) -> None:
+    shelf.install(1, activate=True)
+    for version in (2, 3, 4):
+        assert shelf.install(version).slot == "B"
+    assert held(shelf.slots) == {"A": 1, "B": 4}
+    assert shelf.slots.activate("har", 4).active
+    assert shelf.install(5).slot == "A"
+
+
+def test_without_an_active_slot_the_older_version_goes(shelf: Shelf) -> None:
+    for version in (1, 2, 3):
+        shelf.install(version)
+    assert held(shelf.slots) == {"A": 3, "B": 2}
+
+
+def test_slots_are_found_again_after_a_restart(shelf: Shelf) -> None:
+    shelf.install(1, activate=True)
+    shelf.install(2)
+    assert shelf.reopened().listing() == shelf.slots.listing()
+
+
+def test_what_a_crash_left_is_no_slot_and_is_removed(shelf: Shelf) -> None:
+    shelf.install(1)
+    home = shelf.bed.state.models / "har"
+    shutil.copytree(home / "A", home / "B.part")
+    (home / ".active.1-2.part").write_text("B")
+    assert held(shelf.reopened()) == {"A": 1}
+    assert sorted(p.name for p in home.iterdir()) == ["A"]
+
+
+def test_a_slot_whose_manifest_is_damaged_is_empty(shelf: Shelf) -> None:
+    shelf.install(1)
+    (shelf.bed.state.models / "har" / "A" / "manifest.dsse").write_text("{}")
+    shelf.slots = shelf.reopened()
+    assert held(shelf.slots) == {}
+    assert shelf.install(1).slot == "A"
+
+
+def test_the_version_installed_last_is_the_one_activated(shelf: Shelf) -> None:
+    shelf.install(1, filling=1, activate=True)
+    again = shelf.install(1, filling=2)
+    assert shelf.slots.activate("har", 1).bundle == again.bundle
+
+
+def test_a_task_keeps_its_files_when_the_slot_is_replaced(shelf: Shelf, tmp_path: Path) -> None:
+    bundle = shelf.install(1).bundle
+    with shelf.slots.holding("har", bundle) as slot:
+        link_bundle(slot, tmp_path / "model")
+    weights = (tmp_path / "model" / "weights.safetensors").read_bytes()
+    shelf.install(2)
+    shelf.install(3)
+    with pytest.raises(ApiError), shelf.slots.holding("har", bundle):
+        pass
+    assert (tmp_path / "model" / "weights.safetensors").read_bytes() == weights
