@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,15 @@ class Bed:
 
 @contextlib.contextmanager
 def served(
-    bed: Bed, *, deadlines: Deadlines | None = None, connections: int = 16, role: Role | None = None
+    bed: Bed,
+    *,
+    worker: Sequence[str] = FAKE_WORKER,
+    deadlines: Deadlines | None = None,
+    connections: int = 16,
+    role: Role | None = None,
 ) -> Iterator[Agent]:
     """Serve the bed's state directory from a thread of this process, with a fake worker process."""
-    agent = Agent(bed.state, worker_command=FAKE_WORKER)
+    agent = Agent(bed.state, worker_command=worker)
     listener = UnixListener(bed.state.socket, Router(agent), deadlines=deadlines, connections=connections)
     if role is not None:
         listener.role = role  # type: ignore[misc]
