@@ -49,10 +49,9 @@ class _Job:
 class Jobs:
     """Starts and ends one job at a time. Single-threaded; the caller tells it when a child may have ended."""
 
-    def __init__(self, *, private: Sequence[int] = (), clock: Callable[[], float] = time.monotonic) -> None:
-        """`private` are the worker's own descriptors, which a job must not have; `clock` is in seconds."""
+    def __init__(self, *, private: Sequence[int]) -> None:
+        """`private` are the worker's own descriptors, which a job must not have."""
         self._private = private
-        self._clock = clock
         self._job: _Job | None = None
 
     @property
@@ -62,7 +61,7 @@ class Jobs:
 
     @property
     def kill_at(self) -> float | None:
-        """When `kill_if_due` must be called, by this object's clock."""
+        """When `kill_if_due` must be called, in seconds, monotonic."""
         return self._job.kill_at if self._job else None
 
     def start(self, task: str, log: Path, work: Callable[[], None]) -> int:
@@ -86,7 +85,7 @@ class Jobs:
             _child(worker, self._private, log, work)
         with contextlib.suppress(OSError):  # the child does the same: whoever comes first
             os.setpgid(pid, pid)
-        self._job = _Job(task, pid, self._clock())
+        self._job = _Job(task, pid, time.monotonic())
         return pid
 
     def cancel(self, task: str) -> None:
@@ -94,13 +93,13 @@ class Jobs:
         job = self._job
         if job is None or job.task != task or job.kill_at is not None:
             return
-        job.kill_at = self._clock() + CANCEL_GRACE_S
+        job.kill_at = time.monotonic() + CANCEL_GRACE_S
         _signal(job.pid, signal.SIGTERM)
 
     def kill_if_due(self) -> None:
         """End a cancelled job that did not end by itself in time."""
         job = self._job
-        if job is not None and job.kill_at is not None and self._clock() >= job.kill_at:
+        if job is not None and job.kill_at is not None and time.monotonic() >= job.kill_at:
             job.kill_at = None  # nothing more can be done: a process in the kernel ends when it comes back
             _signal(job.pid, signal.SIGKILL)
 
@@ -115,7 +114,7 @@ class Jobs:
         self._job = None
         usage = Usage(
             cpu_ms=round((cost.ru_utime + cost.ru_stime) * 1000),
-            wall_ms=round((self._clock() - job.started) * 1000),
+            wall_ms=round((time.monotonic() - job.started) * 1000),
             peak_rss_bytes=cost.ru_maxrss * 1024,
         )
         return Ended(job.task, os.waitstatus_to_exitcode(status), usage)
