@@ -92,6 +92,7 @@ class RoundDriver:
                 effects = self._advance(self._drain())
         finally:
             self._settle()
+        self._advance(self._drain())  # what was acknowledged meanwhile
         self._release_late()
         shutil.rmtree(self._context.session.home.round(round_id), ignore_errors=True)
         return self._store.round(round_id)
@@ -117,6 +118,8 @@ class RoundDriver:
         """Wait for something to happen, then take everything that has."""
         batch = _Batch()
         timeout = max(0.0, min(_TICK_S, self._deadline - time.monotonic()))
+        if self._state.phase.final:
+            timeout = 0.0
         try:
             self._take(self._inbox.get(timeout=timeout), batch)
             while True:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fedctl.core.errors import DeviceError, TrustError
+from fedctl.core.errors import DeviceError, TrustError, UnreachableError
 from fedctl.core.home import Home
 from fedctl.core.records import Device
 from fedctl.ops.roster import stored_roster
@@ -46,6 +46,7 @@ class FleetSession:
         self._clients: dict[str, AgentClient] = {}
         self._health: dict[str, Health] = {}
         self._lock = threading.Lock()
+        self._closed = False
         self.passed_golden: set[tuple[str, str]] = set()  # (device, graph's sha256) in this command
 
     def __enter__(self) -> Self:
@@ -76,6 +77,9 @@ class FleetSession:
             client.close()
             raise
         with self._lock:
+            if self._closed:  # a thread that nobody waits for came too late
+                client.close()
+                raise UnreachableError(f"{device.name}: the command has ended", subject=device.name)
             self._clients[device.name] = client
             self._health[device.name] = health
         self.release(device)
@@ -93,7 +97,9 @@ class FleetSession:
             client.close()
 
     def close(self) -> None:
-        """Close every client."""
+        """Close every client; none is made any more."""
+        with self._lock:
+            self._closed = True
         for name in list(self._clients):
             self.forget(name)
 
