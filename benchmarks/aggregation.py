@@ -50,10 +50,23 @@ def model() -> Manifest:
     )
 
 
-def write_file(path: Path, layout: tuple[TensorInfo, ...], seed: int) -> None:
-    """Values with heavy tails: with Gaussian ones even a sum that depends on its order looks exact."""
-    rng = np.random.default_rng(seed)
-    values = rng.standard_cauchy(layout[-1].end // 4).astype("<f4")
+def values_of(number: int) -> np.ndarray:
+    """Heavy-tailed values of one update; each odd one takes back what is large in the one before.
+
+    What is left is so much smaller than what was added that any change of the order of adding shows:
+    with Gaussian values even a sum that depends on its order looks exact.
+    """
+    rng = np.random.default_rng(number)
+    count = model().update_layout()[-1].end // 4
+    values = rng.standard_cauchy(count).astype("<f4") ** 3
+    if number % 2:
+        before = values_of(number - 1)
+        large = np.abs(before) > 1
+        values[large] = -before[large]
+    return values
+
+
+def write_file(path: Path, layout: tuple[TensorInfo, ...], values: np.ndarray) -> None:
     path.write_bytes(header_bytes(layout) + values.tobytes())
 
 
@@ -80,7 +93,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def updates_in(directory: Path) -> list[Update]:
-    return [Update(f"d{i:02}", directory / f"d{i:02}", weight=20.0 + 7 * i) for i in range(UPDATES)]
+    return [Update(f"d{i:02}", directory / f"d{i:02}", weight=20.0 + i // 2) for i in range(UPDATES)]
 
 
 def peak_mib(directory: Path) -> float:
@@ -100,8 +113,10 @@ def main() -> None:
         directory, manifest = Path(name), model()
         updates = updates_in(directory)
         paths = [update.path for update in updates]
-        for seed, path in enumerate([directory / "base", *paths]):
-            write_file(path, manifest.update_layout(), seed)
+        layout = manifest.update_layout()
+        write_file(directory / "base", layout, np.zeros(layout[-1].end // 4, dtype="<f4"))
+        for number, path in enumerate(paths):
+            write_file(path, layout, values_of(number))
         out = directory / "out"
         plain, ours, digests = [], [], set()
         for repeat in range(REPEATS + 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -101,6 +100,8 @@ def parse_label_changes(words: Sequence[str]) -> dict[str, str | None]:
 
 def near_misses(text: str, known: Sequence[str]) -> str:
     """A hint with the known names that look most like `text`; empty when none does."""
+    import difflib
+
     plain = text.lower().replace("*", "").replace("?", "")
     alike = difflib.get_close_matches(plain, known, n=_LOOK_ALIKES, cutoff=0.6)
     return f"did you mean {' or '.join(alike)}?" if alike else ""

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fedctl.core.errors import ConfigError, NotFoundError
 from fedctl.core.home import Home
 from fedctl.core.records import Device, Fleet, Model, ModelVersion, Round, RoundDevice, Task
 from fedctl.core.selector import near_misses
-from fedctl.store import events, rows
+from fedctl.store import rows
 from fedctl.store.connect import (
     bring_up_to_date,
     connect_for_reading,
@@ -24,7 +24,9 @@ from fedctl.store.connect import (
     no_fleet,
 )
 from fedctl.store.rows import Deployment, Event, Op, Totals
-from fedctl_wire.signing import Envelope
+
+if TYPE_CHECKING:  # hashing and signing cost a listing more than reading the database
+    from fedctl_wire.signing import Envelope
 
 T = TypeVar("T")
 Parameters = Sequence[Any] | Mapping[str, Any]
@@ -166,6 +168,8 @@ class ReadStore:
         Raises:
             NotFoundError: When this home never made it.
         """
+        from fedctl_wire.signing import Envelope
+
         found = self._one(
             lambda row: Envelope.from_bytes(row["envelope"], what=f"plan {sha256}"),
             "SELECT envelope FROM plan WHERE sha256 = ?",
@@ -246,6 +250,8 @@ class ReadStore:
         Raises:
             TrustError: When a line was changed or removed.
         """
+        from fedctl.store import events
+
         return events.check_chain(self.events())
 
     def ops(self, *, limit: int | None = None) -> tuple[Op, ...]:

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedctl.core.clock import SYSTEM_CLOCK, Clock, rfc3339
 from fedctl.core.errors import ConfigError, LockedError, UsageError
@@ -25,7 +25,7 @@ from fedctl.core.records import (
     Task,
     VersionState,
 )
-from fedctl.store import events, rows, schema, statements
+from fedctl.store import rows, schema, statements
 from fedctl.store.connect import (
     bring_up_to_date,
     connect_for_writing,
@@ -36,7 +36,9 @@ from fedctl.store.connect import (
 from fedctl.store.read import Parameters, ReadStore, existing_database
 from fedctl.store.rows import Deployment, Event
 from fedctl_wire.codec import Json
-from fedctl_wire.signing import Envelope
+
+if TYPE_CHECKING:
+    from fedctl_wire.signing import Envelope
 
 
 class Store(ReadStore):
@@ -326,6 +328,8 @@ class Store(ReadStore):
         op_id: int | None = None,
     ) -> Event:
         """Append a line to the audit log, chained to the one before."""
+        from fedctl.store import events
+
         with self.transaction():
             last = self.events(limit=1)
             event = events.seal(
