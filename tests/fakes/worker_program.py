@@ -5,6 +5,7 @@ directory tells it what to do; every request is noted in `fake-worker.jsonl`:
 
     {"refuse": {"plan": "signature"},      # what is not believed, and the code that says so
      "die_on": "verify",                   # end the worker on this verb instead of answering
+     "hang_on": "verify",                  # or never answer it
      "jobs": ["crash", "result"],          # what the first, second ... run does; the last one repeats
      "result_bytes": 1000}
 
@@ -76,6 +77,8 @@ class FakeWorker:
             log.write(dump_bytes({k: v for k, v in request.items() if k in {"verb", "what", "task"}}) + b"\n")
         if behaviour.get("die_on") == request["verb"]:
             os._exit(9)
+        if behaviour.get("hang_on") == request["verb"]:
+            time.sleep(600)
         answer: dict[str, Any] = {"id": request["id"], "ok": True}
         if request["verb"] == "verify" and (code := behaviour.get("refuse", {}).get(request["what"])):
             message = f"{request['what']} is not to be trusted"

@@ -211,7 +211,8 @@ def _put_task(agent: Agent, request: Request) -> Reply:
 def _get_task(agent: Agent, request: Request) -> Reply:
     seen = int(request.number("seen", 0, most=_SEEN))
     wait_s = request.number("wait", 0, most=_WAIT_S)
-    return JsonReply(agent.tasks.wait(request.parameters["task_id"], seen=seen, wait_s=wait_s))
+    task_id = request.parameters["task_id"]
+    return JsonReply(agent.tasks.wait(task_id, seen=seen, wait_s=wait_s, gone=request.gone))
 
 
 def _cancel_task(agent: Agent, request: Request) -> Reply:

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedctl_agent.daemon.errors import ApiError
@@ -109,11 +109,19 @@ class Tasks:
         self._start(task_id)
         return self.wait(task_id), True
 
-    def wait(self, task_id: str, *, seen: int = 0, wait_s: float = 0.0) -> TaskStatus:
+    def wait(
+        self,
+        task_id: str,
+        *,
+        seen: int = 0,
+        wait_s: float = 0.0,
+        gone: Callable[[float], bool] = lambda _seconds: False,
+    ) -> TaskStatus:
         """Where a task stands: at once, or when it is final, has progress beyond `seen`, or time is up.
 
         Raises:
             ApiError: 404 `no_task`.
+            ConnectionError: When `gone` says that the caller hung up while it waited.
         """
         deadline = _boottime() + wait_s
         with self._changed:
@@ -122,6 +130,8 @@ class Tasks:
                 remaining = deadline - _boottime()
                 if task_id not in self._queue or remaining <= 0 or task.progress().seq > seen:
                     return self._status(task)
+                if gone(0.0):
+                    raise ConnectionAbortedError
                 self._changed.wait(min(remaining, _PROGRESS_S))
 
     def cancel(self, task_id: str) -> TaskStatus:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fedctl_agent.daemon import workerlink
 from fedctl_agent.daemon.exchange import Role
 from fedctl_agent.daemon.routes import ROUTES
 from fedctl_wire.codec import encode
 from fedctl_wire.messages import TaskKind
 from fedctl_wire.signing import generate_key, public_key
 from tests.fakes.daemon_bed import Bed, served
+from tests.fakes.unix_http import UnixConnection, open_socket
 from tests.fakes.worker_program import result_content
 
 
@@ -167,8 +171,6 @@ def test_status_has_the_figures_with_their_units(bed: Bed) -> None:
 
 
 def test_telemetry_goes_on_until_the_caller_leaves(bed: Bed) -> None:
-    from tests.fakes.unix_http import UnixConnection
-
     connection = UnixConnection(bed.state.socket)
     connection.request("GET", "/v1/telemetry?every=0.1")
     response = connection.getresponse()
@@ -188,8 +190,6 @@ def test_logs_are_filtered_by_priority_and_time(bed: Bed) -> None:
 
 
 def test_followed_logs_bring_what_is_added(bed: Bed) -> None:
-    from tests.fakes.unix_http import UnixConnection
-
     connection = UnixConnection(bed.state.socket)
     connection.request("GET", "/v1/logs?follow=1")
     response = connection.getresponse()
@@ -428,3 +428,70 @@ def test_a_worker_that_dies_when_asked_is_replaced_or_named(bed: Bed) -> None:
     request = bed.request(bundle)
     bed.put_task(request)
     assert bed.final(request)["reason"]["code"] == "crashed"
+
+
+def test_a_worker_that_does_not_answer_is_ended_and_named(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = bed.push()
+    monkeypatch.setattr(workerlink, "_ANSWER_S", 0.2)
+    bed.behave(hang_on="verify")
+    answer = bed.put_task(bed.request(bundle))
+    assert (answer.status, answer.code) == (503, "worker")
+    monkeypatch.undo()
+    bed.behave()
+    assert bed.put_task(bed.request(bundle)).status == 201
+
+
+def test_a_caller_who_hangs_up_does_not_go_on_waiting(bed: Bed) -> None:
+    bed.behave(jobs=["wait"])
+    request = bed.request(bed.push())
+    bed.put_task(request)
+    connection = UnixConnection(bed.state.socket)
+    connection.request("GET", f"/v1/tasks/{request.task_id}?wait=60&seen=9")
+    before = threading.active_count()
+    connection.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() >= before:
+        assert time.monotonic() < deadline, "its thread still waits"
+        time.sleep(0.02)
+    (bed.state.path / "go").touch()
+    assert bed.final(request)["state"] == "done"
+
+
+def test_only_the_newest_receipts_are_kept(tmp_path: Path) -> None:
+    bed = Bed(tmp_path / "state")
+    bed.fleet.enrol()
+    with served(bed) as agent:
+        agent.tasks._receipts = 2
+        bundle = bed.push()
+        requests = [bed.request(bundle) for _ in range(4)]
+        for request in requests:
+            bed.put_task(request)
+            bed.final(request)
+        for request in requests[:0:-1]:  # the first one is never acknowledged
+            bed.client("POST", f"/tasks/{request.task_id}/ack")
+    with served(bed):
+        states = [bed.client("GET", f"/tasks/{request.task_id}").status for request in requests]
+    assert states == [200, 200, 200, 404]
+
+
+def test_connections_beyond_the_cap_are_told_so(tmp_path: Path) -> None:
+    bed = Bed(tmp_path / "state")
+    with served(bed, connections=1):
+        with open_socket(bed.state.socket):
+            answer = bed.client("GET", "/health")
+            assert (answer.status, answer.code) == (503, "overloaded")
+        deadline = time.monotonic() + 10
+        while bed.client("GET", "/health").status != 200:
+            assert time.monotonic() < deadline, "the slot is not free again"
+
+
+def test_an_upload_cut_by_a_vanished_caller_goes_on(bed: Bed) -> None:
+    data = bytes(100_000)
+    sha256 = hashlib.sha256(data).hexdigest()
+    with open_socket(bed.state.socket) as caller:
+        head = f"PATCH /v1/blobs/{sha256}?bytes=100000 HTTP/1.1\r\nhost: a\r\nupload-offset: 0\r\n"
+        caller.sendall(head.encode() + b"content-length: 100000\r\n\r\n" + data[:40_000])
+    deadline = time.monotonic() + 10
+    while (here := int(bed.client("HEAD", f"/blobs/{sha256}").headers["upload-offset"])) < 40_000:
+        assert time.monotonic() < deadline, here
+    assert bed.upload(sha256, data, offset=40_000).status == 200
