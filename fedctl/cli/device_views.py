@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fedctl.ops.devices import AddResult, PingOutcome, RemoveOutcome
     from fedctl.store import Deployment
 
+_SHARED_CODES = {ExitCode.OK, ExitCode.UNREACHABLE, ExitCode.TRUST, ExitCode.REFUSED}
 Cells = tuple[str | None, ...]
 
 
@@ -154,11 +155,9 @@ def seconds(moment: str | None) -> str | None:
 
 
 def exit_of(errors: Sequence[FedctlError | None]) -> ExitCode:
-    """0 when every device did it, 3 when some did not; when all failed alike, that failure's code."""
-    codes = {error.exit_code for error in errors if error is not None}
-    if not codes:
-        return ExitCode.OK
-    return codes.pop() if None not in errors and len(codes) == 1 else ExitCode.PARTIAL
+    """0 when every device did it; 4, 8 or 9 when all failed for that same reason; else 3."""
+    codes = {ExitCode.OK if error is None else error.exit_code for error in errors} or {ExitCode.OK}
+    return codes.pop() if len(codes) == 1 and codes <= _SHARED_CODES else ExitCode.PARTIAL
 
 
 def error_json(error: FedctlError | None) -> Json:

@@ -1,0 +1,154 @@
+"""How rounds look, and which of them end with an error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fedctl.cli import round_views as views
+from fedctl.cli.command import Session
+from fedctl.cli.output import Format, View
+from fedctl.cli.progress import Watcher
+from fedctl.core.errors import ExitCode, NotMetError
+from fedctl.core.progress import DeviceProgress, RoundEnded, RoundStarted
+from fedctl.core.records import Role, RoundDevice, RoundPhase, Stage
+from fedctl.ops.round_results import RoundSummary, RunResult
+
+PUBLISHED = RoundSummary(
+    id=41,
+    uuid="0b8f6b2e-3c60-4b5c-9d0e-0d7a51f0a001",
+    model="health",
+    base_version=12,
+    result_version=13,
+    phase=RoundPhase.PUBLISHED,
+    reason=None,
+    gate="passed",
+    attempt=1,
+    plan="9d" * 32,
+    cohort=8,
+    contributors=6,
+    evaluated=4,
+    loss=0.352,
+    loss_before=0.363,
+    accuracy=0.9,
+    auroc=0.879,
+    auroc_before=0.875,
+    bytes_up=41_000,
+    bytes_down=80_000,
+    started_at="2026-03-01T02:00:00.000Z",
+    ended_at="2026-03-01T02:09:58.000Z",
+    duration_s=598.0,
+)
+DROPPED = (RoundDevice(41, "watch-05", Role.TRAIN, Stage.DROPPED, "policy (battery)"),)
+FAILED = replace(
+    PUBLISHED, phase=RoundPhase.FAILED, result_version=None, reason="quorum 6 not met", dropped=DROPPED
+)
+
+
+@pytest.fixture(autouse=True)
+def utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def sentences(view: View) -> list[str]:
+    return [line for block in view.blocks for line in (block if isinstance(block, list) else [])]
+
+
+def test_a_published_round_ends_with_one_line_and_its_drop_outs() -> None:
+    view = views.ran(RunResult((replace(PUBLISHED, dropped=DROPPED),)), strict=False)
+    measures = "loss .352 (\N{MINUS SIGN}.011)   AUROC .879 (+.004)"
+    assert sentences(view) == [
+        f"published health@13   6 of 8   {measures}   9 min 58 s   up 41 kB",
+        "dropped: watch-05 (policy (battery))",
+    ]
+    assert view.exit_code is ExitCode.OK
+    assert view.names == ["health@13"]
+
+
+def test_strict_makes_drop_outs_a_partial_result() -> None:
+    assert (
+        views.ran(RunResult((replace(PUBLISHED, dropped=DROPPED),)), strict=True).exit_code
+        is ExitCode.PARTIAL
+    )
+    assert views.ran(RunResult((PUBLISHED,)), strict=True).exit_code is ExitCode.OK
+
+
+def test_a_gate_that_nobody_could_judge_is_said() -> None:
+    lonely = replace(PUBLISHED, gate="none", loss=None, auroc=None, evaluated=0)
+    assert "gate none" in sentences(views.ran(RunResult((lonely,)), strict=False))[0]
+
+
+def test_a_failed_round_names_cause_devices_and_what_stays() -> None:
+    with pytest.raises(NotMetError) as caught:
+        views.ran(RunResult((FAILED,)), strict=False)
+    error = caught.value
+    assert error.exit_code == ExitCode.NOT_MET
+    assert error.message.splitlines() == [
+        "round 41 of health failed: quorum 6 not met",
+        "  watch-05  policy (battery)",
+    ]
+    assert error.hint == "nothing was published, health@12 stays; see: fedctl round show 41"
+
+
+def test_a_target_that_was_not_reached_is_an_error_though_versions_stay() -> None:
+    with pytest.raises(NotMetError, match=r"target auroc>=0\.9 not reached after 1 rounds") as caught:
+        views.ran(RunResult((PUBLISHED,), until="auroc>=0.9", until_met=False), strict=False)
+    assert "health@13 is published" in caught.value.hint
+
+
+def test_a_skipped_run_is_fine() -> None:
+    view = views.ran(RunResult((), skipped=True), strict=False)
+    assert (view.exit_code, view.body["skipped"]) == (ExitCode.OK, True)
+
+
+def test_nothing_to_resume_is_fine_and_a_failed_one_is_not() -> None:
+    assert sentences(views.resumed([])) == ["no round is unfinished"]
+    with pytest.raises(NotMetError):
+        views.resumed([PUBLISHED, FAILED])
+
+
+def test_the_table_grows_by_a_row_a_round(capsys: pytest.CaptureFixture[str]) -> None:
+    with Watcher(quiet=False) as watcher:
+        table = views.RoundTable(Session(), watcher)
+        for number in (1, 2):
+            table(RoundStarted(number, "health", 12, "9d" * 32, ("a",), ("b",), number, 2))
+            table(DeviceProgress("a", "training"))
+            table(RoundEnded(number, number, 2, replace(PUBLISHED, id=number, duration_s=0.31)))
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "round  devices  loss   AUROC          up        time",
+        "1      6/8      .352   .879  ▇     41 kB       .31 s",
+        "2      6/8      .352   .879  ▇     41 kB       .31 s",
+    ]
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(("form", "quiet"), [(Format.JSON, False), (None, True)])
+def test_programs_and_quiet_get_no_growing_table(
+    capsys: pytest.CaptureFixture[str], form: Format | None, *, quiet: bool
+) -> None:
+    session = Session()
+    session.form, session.quiet = form, quiet
+    with Watcher(quiet=True) as watcher:
+        views.RoundTable(session, watcher)(RoundEnded(1, 1, 1, PUBLISHED))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_single_round_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    with Watcher(quiet=False) as watcher:
+        table = views.RoundTable(Session(), watcher)
+        table(RoundStarted(41, "health", 12, "9d" * 32, ("a", "b"), ("c",), 1, 1))
+    err = " ".join(capsys.readouterr().err.split())
+    assert err == "round 41 starts plan 9d9d9d9d… base health@12 2 devices train, 1 only evaluate"
+
+
+def test_lists_fit_80_columns_and_have_plain_numbers_in_json() -> None:
+    view = views.listed([PUBLISHED, FAILED])
+    (table,) = view.blocks
+    assert not isinstance(table, list)
+    assert all(len(line) <= 80 for line in table.lines(80))  # type: ignore[union-attr]
+    rows = view.body["rounds"]
+    assert rows[0]["bytes_up"] == 41_000
+    assert rows[1]["result_version"] is None
