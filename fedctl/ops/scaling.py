@@ -115,6 +115,7 @@ def _ask_once(errand: _Errand, device: Device) -> Path:
         client.push_bundle(errand.base.directory, activate=True)
         assignment = Assignment(device, TaskKind.STATS, errand.round, 1, errand.plan, errand.base.sha256)
         task = Task(assignment.task_id, None, device.name, TaskKind.STATS.value, 1, "sent")
+        session.errands.add(task.task_id)
         session.store.put_task(task)
         status = carry_out(
             client, assignment, stop=threading.Event(), deadline=errand.deadline, on_status=lambda _: None

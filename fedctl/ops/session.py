@@ -48,6 +48,7 @@ class FleetSession:
         self._lock = threading.Lock()
         self._closed = False
         self.passed_golden: set[tuple[str, str]] = set()  # (device, graph's sha256) in this command
+        self.errands: set[str] = set()  # this command's tasks outside rounds: a lost connection ends none
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +108,8 @@ class FleetSession:
         """End what the device still does or keeps for rounds that are over; see `client`."""
         client = self.client(device)
         for task in self.store.lingering_tasks(device.name):
+            if task.task_id in self.errands:
+                continue
             with contextlib.suppress(DeviceError):  # long gone there: nothing to release
                 client.cancel(task.task_id)
                 client.ack(task.task_id)

@@ -182,6 +182,7 @@ class Site:
             round_uuid, plan = self._context.golden
             assignment = Assignment(self._device, TaskKind.GOLDEN, round_uuid, 1, plan, base.sha256)
             task = replace(self._task(assignment, "sent"), round_id=None)
+            session.errands.add(task.task_id)
             self._report("checking", "golden batch")
             self._wiring.post(Posted(self._name, task=task))
             result = verified_result(assignment, self._run(client, assignment))

@@ -40,8 +40,8 @@ def small(tmp_path: Path) -> Iterator[TestFleet]:
 def published(small: TestFleet) -> str:
     with small.store() as store:
         (done,) = [r for r in store.rounds() if r.phase is RoundPhase.PUBLISHED]
-        stages = [row.stage for row in store.round_devices(done.id)]
-        assert sorted(stages) == [Stage.AGGREGATED] * 3 + [Stage.EVALUATED]
+        rows = store.round_devices(done.id)
+        assert not [(row.device, row.reason) for row in rows if row.stage is Stage.DROPPED]
         return small.weights_sha256(done.result_version or 0)
 
 
