@@ -189,6 +189,8 @@ class Addition:
         elif existing is not None and not self.labels.items() <= existing.labels.items():
             steps.append(f"{'set' if self.dry_run else 'have set'} its labels")
         device = existing
+        if existing is not None and member and not self.dry_run:
+            device = self._refresh(existing, known, health)
         if steps and not self.dry_run:
             candidate = Candidate(
                 name=self.name,
@@ -212,6 +214,19 @@ class Addition:
 
     def _enrol(self, candidate: Candidate) -> Device:
         return enrol(self.store, self.home, [candidate], self.root_key)[0]
+
+    def _refresh(self, device: Device, known: Known, health: Health) -> Device:
+        """Bring the row up to what was learned, e.g. after an upgrade; nothing is written otherwise."""
+        learned = (known.arch or device.arch, known.python or device.python, health.version)
+        if learned == (device.arch, device.python, device.agent_version) and (
+            known.facts.items() <= device.facts.items()
+        ):
+            return device
+        arch, python, version = learned
+        self.store.set_device_seen(
+            device.name, agent_version=version, arch=arch, python=python, facts=known.facts
+        )
+        return self.store.device(device.name)
 
     def _relabel(self) -> Device:
         self.store.set_labels(self.name, self.labels)

@@ -28,10 +28,11 @@ _TRUST_FILES = (
 
 def inspect(launcher: str, state: str, key_line: str) -> dict[str, Any]:
     """What an earlier run left: the launcher's text, the key line, what the state directory holds."""
-    directory = Path(state)
+    directory, keys = Path(state), _authorized_keys()
     return {
         "launcher": _read(Path(launcher)),
-        "key_line": key_line.encode() in _authorized_keys().splitlines(),
+        "key_line": key_line.encode() in keys.splitlines(),
+        "authorized_keys": base64.b64encode(keys).decode() if _keys_path().exists() else None,
         "state": directory.exists(),
         "enrolled": (directory / "identity/root.json").exists(),
         "trust_files": [name for name in _TRUST_FILES if (directory / name).exists()],
@@ -117,28 +118,32 @@ def add_source(state: str, name: str, text: str) -> bool:
 # ------------------------------------------------------------------ the login key's line
 
 
-def add_key(line: str) -> dict[str, Any]:
+def add_key(line: str) -> bool:
     """Append `line` to authorized_keys unless it is there; an outdated line of the same key is replaced."""
     path, before = _keys_path(), _authorized_keys()
-    ours = [old.strip() for old in before.splitlines() if _same_key(old, line)]
-    if ours == [line.encode()]:
-        return {"changed": False, "before": None}
+    if [old.strip() for old in before.splitlines() if _same_key(old, line)] == [line.encode()]:
+        return False
     kept = _without(before, line)
     separator = b"\n" if kept and not kept.endswith(b"\n") else b""
-    existed = path.exists()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _replace(path, kept + separator + line.encode() + b"\n", mode=_mode(path))
-    return {"changed": True, "before": base64.b64encode(before).decode() if existed else None}
+    return True
 
 
-def undo_key(before: str | None) -> None:
-    """Give authorized_keys the bytes it had before `add_key`; None: there was no such file."""
-    path = _keys_path()
-    if before is not None:
-        _replace(path, base64.b64decode(before), mode=_mode(path))
-        return
-    path.unlink(missing_ok=True)
-    _remove_empty(path.parent)
+def undo_key(line: str, before: str | None) -> None:
+    """Give authorized_keys the bytes it had before (base64; None: there was no file).
+
+    Where somebody else has changed it meanwhile, only our key is taken out.
+    """
+    path, now = _keys_path(), _authorized_keys()
+    held = base64.b64decode(before or "")
+    if _without(now, line).rstrip(b"\n") != _without(held, line).rstrip(b"\n"):
+        remove_key(line)
+    elif before is None:
+        path.unlink(missing_ok=True)
+        _remove_empty(path.parent)
+    elif now != held:
+        _replace(path, held, mode=_mode(path))
 
 
 def remove_key(line: str) -> bool:

@@ -36,11 +36,17 @@ sys.stdout.write("\\n{_MARK}" + json.dumps(_answer) + "\\n")
 
 
 class DeviceShell:
-    """The admin's login on one device."""
+    """The admin's login on one device.
+
+    Attributes:
+        device: The device's name.
+        chatter: The first line that the login's start-up files printed on their own; usually empty.
+    """
 
     def __init__(self, session: AdminSession, device: str) -> None:
-        self.session = session
         self.device = device
+        self.chatter = ""
+        self._session = session
 
     def call(
         self,
@@ -67,10 +73,11 @@ class DeviceShell:
         program = (inspect.getsource(module) + _TAIL).encode()
         request = dump_bytes({"verb": verb, "arguments": arguments}) + b"\n"
         command = shlex.join(["python3", "-c", _BOOT.format(size=len(program))])
-        done = self.session.run(command, stdin=program + request + data, timeout_s=timeout_s or _DEADLINE_S)
-        for line in reversed(done.stdout.decode(errors="replace").splitlines()):
-            if line.startswith(_MARK):
-                return self._answer(line.removeprefix(_MARK), verb)
+        done = self._session.run(command, stdin=program + request + data, timeout_s=timeout_s or _DEADLINE_S)
+        *before, last = done.stdout.decode(errors="replace").splitlines() or [""]
+        if last.startswith(_MARK):
+            self.chatter = next((line.strip() for line in before if line.strip()), "")
+            return self._answer(last.removeprefix(_MARK), verb)
         raise self._no_answer(done.code, done.stderr.decode(errors="replace"), verb)
 
     def _answer(self, text: str, verb: str) -> Json:

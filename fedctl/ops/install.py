@@ -170,11 +170,10 @@ class Installation:
         return [f"copied the source {copied.name}"]
 
     def _add_key(self, undo: Undo) -> list[str]:
-        added = self._files("add_key", line=self.key_line)
-        if not added["changed"]:
-            return []
-        undo.add("the key in authorized_keys", lambda: self._files("undo_key", before=added["before"]))
-        return ["added the restricted login key"]
+        key: dict[str, Json] = {"line": self.key_line}
+        before = self.found.authorized_keys
+        undo.add("the key in authorized_keys", lambda: self._files("undo_key", **key, before=before))
+        return ["added the restricted login key"] if self._files("add_key", **key) else []
 
     # ------------------------------------------------------------------ plumbing
 
@@ -226,6 +225,13 @@ def survey(shell: DeviceShell, home: Home) -> Installation:
         UnreachableError: The connection broke.
     """
     facts = probe(shell)
+    if shell.chatter:  # the login key's one command would be preceded by it, too
+        raise DeviceError(
+            f"device {shell.device}: the login of {facts.user} prints {shell.chatter[:80]!r} on its own",
+            hint="its shell start-up file (.bashrc, .profile) must be silent when it is not interactive",
+            subject=shell.device,
+            code="chatty_login",
+        )
     places = Places(facts.home)
     key_line = login_key_line(home, places.dial_command)
     distributions = wheels.missing(facts.importable)

@@ -60,6 +60,7 @@ class Found:
 
     launcher: str | None
     key_line: bool
+    authorized_keys: str | None  # base64 of the file
     state: bool
     enrolled: bool
     trust_files: tuple[str, ...]

@@ -48,24 +48,41 @@ def feed(monkeypatch: pytest.MonkeyPatch, *archives: dict[str, str]) -> list[int
 
 
 def test_the_key_line_is_appended_once_and_the_rest_is_untouched(keys: Path) -> None:
-    assert device_files.add_key(LINE)["changed"]
-    assert not device_files.add_key(LINE)["changed"]
+    assert device_files.add_key(LINE)
+    assert not device_files.add_key(LINE)
     assert keys.read_bytes() == OTHERS + b"\n" + LINE.encode() + b"\n"
     assert keys.stat().st_mode & 0o777 == 0o640
     assert [path.name for path in keys.parent.iterdir()] == ["authorized_keys"]
 
 
-def test_undoing_gives_back_the_very_bytes(keys: Path) -> None:
-    before = device_files.add_key(LINE)["before"]
-    device_files.undo_key(before)
-    assert keys.read_bytes() == OTHERS
+def found_keys(home: Path) -> str | None:
+    before: str | None = device_files.inspect(str(home / "l"), str(home / "s"), LINE)["authorized_keys"]
+    return before
+
+
+def test_undoing_gives_back_the_very_bytes(keys: Path, home: Path) -> None:
+    before = found_keys(home)
+    device_files.add_key(LINE)
+    for _ in range(2):
+        device_files.undo_key(LINE, before)
+        assert keys.read_bytes() == OTHERS
+
+
+def test_undoing_keeps_what_somebody_else_added_meanwhile(keys: Path, home: Path) -> None:
+    before = found_keys(home)
+    device_files.add_key(LINE)
+    with keys.open("ab") as lines:
+        lines.write(b"ssh-ed25519 AAAATHIRD new\n")
+    device_files.undo_key(LINE, before)
+    assert keys.read_bytes() == OTHERS + b"\nssh-ed25519 AAAATHIRD new\n"
 
 
 def test_without_ssh_directory_one_is_made_and_undone(home: Path) -> None:
-    added = device_files.add_key(LINE)
+    before = found_keys(home)
+    device_files.add_key(LINE)
     path = home / ".ssh" / "authorized_keys"
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    device_files.undo_key(added["before"])
+    device_files.undo_key(LINE, before)
     assert not path.parent.exists()
 
 
