@@ -41,13 +41,21 @@ def hold_lock(home: Home, *, model: str | None = None, clock: Clock = SYSTEM_CLO
 
 
 def holder(home: Home, *, model: str) -> int | None:
-    """The process that holds the model's lock, as far as one can tell without taking it."""
-    path = home.locks / f"model-{model}.lock"
+    """The process that holds the model's lock, found without taking it; None when nobody does.
+
+    Asks the kernel, because the name in the file outlives its holder. The device number is left out of
+    the comparison: for some file systems the kernel prints another one than `stat` gives.
+    """
     try:
-        pid, _, since = path.read_text(errors="replace").partition(" ")
-        return int(pid) if since and Path(f"/proc/{int(pid)}").exists() else None
-    except (OSError, ValueError):
+        inode = (home.locks / f"model-{model}.lock").stat().st_ino
+        held = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
         return None
+    for line in held.splitlines():  # 1: FLOCK  ADVISORY  WRITE 18200 fe:00:2146419 0 EOF
+        words = line.split()
+        if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode):
+            return int(words[4])
+    return None
 
 
 def _open(path: Path) -> int:

@@ -12,6 +12,7 @@ import pytest
 from fedctl.core.errors import ConfigError, ExitCode, LockedError
 from fedctl.core.home import Home
 from fedctl.store import hold_lock
+from fedctl.store.lock import holder
 
 HOLDER = """
 import sys, time
@@ -32,14 +33,23 @@ def take_and_release(home: Home, model: str | None = None) -> None:
 def test_a_second_run_is_told_who_holds_the_lock_until_the_holder_dies(tmp_path: Path) -> None:
     home = Home(tmp_path)
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match=rf"model har is held by pid {holder.pid} since 20") as caught:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "held\n"
+        with pytest.raises(LockedError, match=rf"model har is held by pid {run.pid} since 20") as caught:
             take_and_release(home, "har")
         assert caught.value.exit_code is ExitCode.LOCKED
-        holder.kill()
+        assert holder(home, model="har") == run.pid
+        run.kill()
     take_and_release(home, "har")
+
+
+def test_the_holder_is_known_without_taking_the_lock(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert holder(home, model="har") is None
+    with hold_lock(home, model="har"), hold_lock(home, model="other"):
+        assert holder(home, model="har") == os.getpid()
+    assert holder(home, model="har") is None  # although the file still says who it was
 
 
 def test_models_and_the_fleet_are_locked_apart(tmp_path: Path) -> None:
