@@ -6,9 +6,12 @@ import json
 import os
 import pty
 import shutil
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,26 +38,28 @@ BAD_NAMES = [
 CREATE = ("--input", "3", "--hidden", "4", "--classes", "2")
 
 
+def device(index: int, *, notes: str = "") -> Device:
+    return Device(
+        name=f"watch-{index:03d}",
+        url=f"ssh://someone@a-rather-long-host-name-{index}.wearables.example.org:2222",
+        host_key=None,
+        identity_key=f"{index:064x}",
+        serial=index + 1,
+        arch="aarch64",
+        python="3.11.2",
+        agent_version="0.1.0",
+        state=DeviceState.ENROLLED,
+        enrolled_at="2026-03-01T08:00:00.000Z",
+        last_seen=None,
+        notes=notes,
+        labels={"ward": str(index % 3), "building": "the-one-behind-the-park"},
+    )
+
+
 def add_devices(home: Path, number: int, *, notes: str = "") -> None:
     with Store.open(Home(home)) as store, store.transaction():
         for index in range(number):
-            store.add_device(
-                Device(
-                    name=f"watch-{index:03d}",
-                    url=f"ssh://someone@a-rather-long-host-name-{index}.wearables.example.org:2222",
-                    host_key=None,
-                    identity_key=f"{index:064x}",
-                    serial=index + 1,
-                    arch="aarch64",
-                    python="3.11.2",
-                    agent_version="0.1.0",
-                    state=DeviceState.ENROLLED,
-                    enrolled_at="2026-03-01T08:00:00.000Z",
-                    last_seen=None,
-                    notes=notes,
-                    labels={"ward": str(index % 3), "building": "the-one-behind-the-park"},
-                )
-            )
+            store.add_device(device(index, notes=notes))
 
 
 def test_version_needs_neither_typer_nor_a_home() -> None:
@@ -159,10 +164,8 @@ def test_the_forms_of_a_listing(fedctl: Run, home: Path) -> None:
     fedctl("init")
     add_devices(home, 3)
     listed = json.loads(fedctl("devices", "list", "-o", "json", "-l", "ward=1").stdout)
-    (device,) = listed["devices"]
-    assert device["name"] == "watch-001"
-    assert device["role"] == "train"
-    assert device["last_seen"] is None
+    (found,) = listed["devices"]
+    assert (found["name"], found["role"], found["last_seen"]) == ("watch-001", "train", None)
     lines = fedctl("devices", "list", "-o", "jsonl").stdout.splitlines()
     assert [json.loads(line)["name"] for line in lines] == ["watch-000", "watch-001", "watch-002"]
     assert (
@@ -395,3 +398,26 @@ def test_ascii_where_the_locale_is_not_utf8(home: Path, fedctl: Run) -> None:
     assert done.returncode == 3  # it lacks a host key
     assert done.stdout.isascii()
     assert " x " in done.stdout
+
+
+def test_an_interrupt_ends_with_130_and_no_traceback(
+    home: Path, environment: dict[str, str], fedctl: Run, tmp_path: Path
+) -> None:
+    fedctl("init")
+    silent = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(silent))
+        listener.listen()
+        with Store.open(Home(home)) as store:
+            store.add_device(replace(device(0), url=f"unix://{silent}"))
+        words = [PROGRAM, "devices", "ping", "--timeout", "60", "-o", "json"]
+        process = subprocess.Popen(
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        listener.settimeout(PATIENCE_S)
+        connection, _ = listener.accept()  # the command waits for an answer now
+        with connection:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (130, "")
+    assert json.loads(err)["error"]["code"] == "interrupted"
