@@ -107,7 +107,7 @@ class Sshd:
         self.address = address
         self.port = port or free_port(address)
         self.authorized_keys = directory / "authorized_keys"
-        self._program = program
+        self.program = program
         self._host_key_path = directory / "host_key"
         self._config = directory / "sshd_config"
         self._log = directory / "log"
@@ -133,9 +133,9 @@ class Sshd:
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        command = [self._program.path, "-D", "-e", "-f", self._config]
+        command = [self.program.path, "-D", "-e", "-f", self._config]
         with self._log.open("ab") as log:
-            environment = {**os.environ, **self._program.environment}
+            environment = {**os.environ, **self.program.environment}
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=environment)
         eventually(self._listens, f"sshd listens: {self.log}")
 
@@ -168,7 +168,7 @@ class Sshd:
             "KbdInteractiveAuthentication no",
             "PrintMotd no",
             "LogLevel VERBOSE",
-            *self._program.directives,
+            *self.program.directives,
         ]
         self._config.write_text("\n".join(lines) + "\n")
 

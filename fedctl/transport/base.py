@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from fedctl.core.errors import FedctlError, UnreachableError, UsageError
 
@@ -60,7 +60,7 @@ class Endpoint:
     def url(self) -> str:
         """The endpoint as a URL again; `parse` of it gives the same endpoint."""
         if self.scheme == "unix":
-            return f"unix://{self.path}"
+            return f"unix://{quote(self.path)}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         user = f"{self.user}@" if self.user else ""
         return f"ssh://{user}{host}{'' if self.port is None else f':{self.port}'}"

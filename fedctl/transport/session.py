@@ -38,9 +38,9 @@ class HttpSession:
     def __init__(self, transport: Transport, traffic: Traffic) -> None:
         self._transport = transport
         self._clock = Deadline()
-        backend = _Backend(transport, self._clock, traffic)
+        self._backend = _Backend(transport, self._clock, traffic)
         self._client = httpx.Client(
-            transport=_PoolTransport(backend),
+            transport=_PoolTransport(self._backend),
             base_url=_BASE_URL,
             trust_env=False,
             timeout=None,  # noqa: S113 - the streams keep the deadline of the whole call
@@ -103,13 +103,23 @@ class HttpSession:
         self._clock.start(timeout_s)
         request = self._client.build_request(method, path, content=body, headers=headers)
         with self._naming_faults():
-            response = self._client.send(request, stream=True)
+            response = self._send(request, again=body is None or isinstance(body, bytes))
         try:
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise self._bad_answer("answered with a compressed body, which was not asked for")
             yield response
         finally:
             response.close()
+
+    def _send(self, request: httpx.Request, *, again: bool) -> httpx.Response:
+        """Send, and once more when a kept connection turns out to be closed: every call is idempotent."""
+        dialled = self._backend.dialled
+        try:
+            return self._client.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.NetworkError):
+            if not again or self._backend.dialled != dialled:
+                raise
+            return self._client.send(request, stream=True)
 
     def _blocks(self, response: httpx.Response, limit: int) -> Iterator[bytes]:
         """The body; only faults of the connection are translated, never the consumer's own."""
@@ -235,6 +245,7 @@ class _Backend(httpcore.NetworkBackend):
         self._transport = transport
         self._clock = clock
         self._traffic = traffic
+        self.dialled = 0  # streams opened so far
 
     def connect_tcp(
         self,
@@ -244,6 +255,7 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,  # noqa: ARG002
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002
     ) -> httpcore.NetworkStream:
+        self.dialled += 1
         stream = self._transport.dial(deadline=self._clock.instant)
         return _NetworkStream(stream, self._clock, self._traffic)
 

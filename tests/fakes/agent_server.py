@@ -52,6 +52,7 @@ class FakeAgent:
         requests: (method, path with query) of each request, in order.
         work: Turns a new task into its status and result bytes.
         answers: Path below /v1 (without query) -> the answer to give instead of the real one.
+        refuse_unread: The same, given without reading the request's body; then the connection is closed.
         cut_after: Close the connection once an upload brought so many bytes, and keep them; once.
     """
 
@@ -67,6 +68,7 @@ class FakeAgent:
         self.results: dict[str, bytes] = {}
         self.received: dict[str, bytes] = {}  # bodies of roster and policy
         self.answers: dict[str, Answer] = {}
+        self.refuse_unread: dict[str, Answer] = {}
         self.cut_after: int | None = None
         self._server = _Server(self)
 
@@ -79,6 +81,9 @@ class FakeAgent:
 
     def answer(self, handler: _Handler, method: str, path: str, query: dict[str, list[str]]) -> Answer:
         """What to say to one request."""
+        if path in self.refuse_unread:
+            handler.close_connection = True
+            return self.refuse_unread[path]
         if path in self.answers:
             handler.body()
             return self.answers[path]
