@@ -12,10 +12,13 @@ import shutil
 import socket as sockets
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _UNIT = "fedctl-agent.service"
+_LINGER_DIRECTORY = Path("/var/lib/systemd/linger")
+_LINGER_IS_OURS = "# linger was enabled for this unit"
 _CRON_MARK = "# fedctl-agent"
 _CRON_NAMES = {"cron", "crond", "fcron"}
 _START_DEADLINE_S = 20.0
@@ -49,9 +52,10 @@ def running(socket: str) -> bool:
 def stop(launcher: str, state: str, socket: str) -> None:
     """Stop the agent and let nothing start it again; fine when it does not run."""
     if _unit_path().exists():
-        _systemctl("disable", "--now", _UNIT)
-        _unit_path().unlink(missing_ok=True)
-        _systemctl("daemon-reload")
+        ours = _LINGER_IS_OURS in _unit_path().read_text(encoding="utf-8")
+        _remove_unit()
+        if ours:
+            _run(["loginctl", "disable-linger"])
     _set_cron_line(None)
     if Path(launcher).exists():
         command = [launcher, "stop", "--state-dir", state]
@@ -87,24 +91,42 @@ def _verdict(service: str, launcher: str, state: str, socket: str) -> str:
 
 
 def _start_by_systemd(launcher: str, state: str, socket: str) -> bool:
-    if not _manager_answers() or not _lingers():
-        return False
+    lingered = _lingers()
+    if not lingered and shutil.which("loginctl"):
+        _run(["loginctl", "enable-linger"])
+    remark = "" if lingered else f"{_LINGER_IS_OURS}\n"
+    if (
+        _lingers()
+        and _until(_manager_answers)
+        and _start_unit(remark + _unit_text(launcher, state, socket), socket)
+    ):
+        return True
+    if not lingered and _lingers():
+        _run(["loginctl", "disable-linger"])
+    return False
+
+
+def _start_unit(text: str, socket: str) -> bool:
     _unit_path().parent.mkdir(parents=True, exist_ok=True)
-    _unit_path().write_text(_unit_text(launcher, state, socket), encoding="utf-8")
+    _unit_path().write_text(text, encoding="utf-8")
     _systemctl("daemon-reload")
     if _systemctl("enable", "--now", _UNIT) and _comes_up(socket) and _systemctl("is-active", _UNIT):
         return True
+    _remove_unit()
+    return False
+
+
+def _remove_unit() -> None:
     _systemctl("disable", "--now", _UNIT)
     _unit_path().unlink(missing_ok=True)
     _systemctl("daemon-reload")
-    return False
 
 
 def _unit_text(launcher: str, state: str, socket: str) -> str:
     words = " ".join(f'"{w}"' for w in (launcher, "serve", "--state-dir", state, "--socket", socket))
     return (
         "[Unit]\nDescription=fedctl agent\n\n"
-        f"[Service]\nExecStart={words.replace('%', '%%')}\nRestart=always\nRestartSec=2\n\n"
+        f"[Service]\nExecStart={words}\nRestart=always\nRestartSec=2\n\n"
         "[Install]\nWantedBy=default.target\n"
     )
 
@@ -118,10 +140,7 @@ def _manager_answers() -> bool:
 
 
 def _lingers() -> bool:
-    marker = Path("/var/lib/systemd/linger", _user())
-    if not marker.exists() and shutil.which("loginctl"):
-        _run(["loginctl", "enable-linger"])
-    return marker.exists()
+    return (_LINGER_DIRECTORY / _user()).exists()
 
 
 def _systemctl(*words: str) -> bool:
@@ -149,13 +168,16 @@ def _supervise(launcher: str, state: str, socket: str) -> list[str]:
 
 def _start_supervisor(launcher: str, state: str, socket: str) -> None:
     # Away from this login in every way: its session, its terminal, its working directory, its pipes.
-    subprocess.Popen(
-        _supervise(launcher, state, socket),
+    # The shell ends at once, so that the supervisor is nobody's child here.
+    subprocess.run(
+        ["/bin/sh", "-c", '"$@" &', "sh", *_supervise(launcher, state, socket)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         cwd="/",
+        timeout=_START_DEADLINE_S,
+        check=False,
     )
     if not _comes_up(socket):
         raise OSError(f"the agent did not start within {_START_DEADLINE_S:.0f} s{_last_words(state)}")
@@ -204,9 +226,13 @@ def _set_cron_line(line: str | None) -> None:
 
 
 def _comes_up(socket: str) -> bool:
+    return _until(lambda: _answers(socket))
+
+
+def _until(condition: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + _START_DEADLINE_S
     while time.monotonic() < deadline:
-        if _answers(socket):
+        if condition():
             return True
         time.sleep(_PAUSE_S)
     return False
