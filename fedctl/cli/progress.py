@@ -75,6 +75,7 @@ class Watcher:
         with self._lock:
             self.pause()
             self._devices.clear()
+            self._started = time.monotonic()
 
     def _wrapped(self, text: str) -> list[str]:
         import textwrap
@@ -96,7 +97,7 @@ class Watcher:
 
         self._live = Live(
             get_renderable=self._render,
-            console=Console(file=sys.stderr, width=self._screen.columns),
+            console=Console(file=sys.stderr, width=self._screen.columns, highlight=False),
             refresh_per_second=_REFRESH_PER_S,
             transient=True,
             redirect_stdout=False,  # the result must never end up on stderr

@@ -50,8 +50,8 @@ class RoundTable:
             self._watcher(event)
 
     def _end(self, summary: RoundSummary) -> None:
-        if self._silent:
-            return
+        if self._silent or summary.phase is not RoundPhase.PUBLISHED:
+            return  # a round that failed is told of in the error
         screen = Screen.of(sys.stdout)
         score = "accuracy" if summary.auroc is None else "AUROC"
         title = f"{score} ({self._people})" if self._people else score
@@ -67,7 +67,7 @@ class RoundTable:
             str(summary.id),
             f"{summary.contributors}/{summary.cohort}",
             fixed(summary.loss, 3),
-            _score(summary) or summary.phase,
+            _score(summary) or "not measured",
             byte_count(summary.bytes_up),
             duration(summary.duration_s),
         )
@@ -209,7 +209,8 @@ def check_published(summary: RoundSummary) -> None:
     """
     if summary.phase is RoundPhase.PUBLISHED:
         return
-    dropped = "".join(f"\n  {d.device}  {d.reason or 'dropped'}" for d in summary.dropped)
+    causes = [d for d in summary.dropped if d.reason != summary.reason]  # the rest only follow from it
+    dropped = "".join(f"\n  {d.device}  {d.reason or 'dropped'}" for d in causes)
     reason = f": {summary.reason}" if summary.reason else ""
     raise NotMetError(
         f"round {summary.id} of {summary.model} {_verb(summary.phase)}{reason}{dropped}",
@@ -232,19 +233,16 @@ def closing(rounds: Sequence[RoundSummary]) -> list[str]:
             f"up {byte_count(r.bytes_up)}",
         ]
         lines.append("   ".join(filter(None, parts)))
-        if r.dropped:
-            lines.append(
-                "dropped: " + ", ".join(f"{d.device} ({d.reason or 'no reason given'})" for d in r.dropped)
-            )
+        lines += [f"dropped {d.device}: {d.reason or 'no reason is known'}" for d in r.dropped]
     return lines
 
 
 def _opening(event: RoundStarted) -> str:
-    holdout = f", {len(event.holdout)} only evaluate" if event.holdout else ""
+    holdout = f", {len(event.holdout)} evaluate" if event.holdout else ""
     verb = "goes on" if event.resumed else "starts"
     return (
         f"round {event.round_id} {verb}   plan {event.plan[:8]}…   base {event.model}@{event.base_version}   "
-        f"{len(event.train)} devices train{holdout}"
+        f"{len(event.train)} train{holdout}"
     )
 
 

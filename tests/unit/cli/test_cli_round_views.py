@@ -41,8 +41,13 @@ PUBLISHED = RoundSummary(
     duration_s=598.0,
 )
 DROPPED = (RoundDevice(41, "watch-05", Role.TRAIN, Stage.DROPPED, "policy (battery)"),)
+FOLLOWED = RoundDevice(41, "watch-06", Role.TRAIN, Stage.DROPPED, "quorum 6 not met")
 FAILED = replace(
-    PUBLISHED, phase=RoundPhase.FAILED, result_version=None, reason="quorum 6 not met", dropped=DROPPED
+    PUBLISHED,
+    phase=RoundPhase.FAILED,
+    result_version=None,
+    reason="quorum 6 not met",
+    dropped=(*DROPPED, FOLLOWED),
 )
 
 
@@ -61,7 +66,7 @@ def test_a_published_round_ends_with_one_line_and_its_drop_outs() -> None:
     measures = "loss .352 (\N{MINUS SIGN}.011)   AUROC .879 (+.004)"
     assert sentences(view) == [
         f"published health@13   6 of 8   {measures}   9 min 58 s   up 41 kB",
-        "dropped: watch-05 (policy (battery))",
+        "dropped watch-05: policy (battery)",
     ]
     assert view.exit_code is ExitCode.OK
     assert view.names == ["health@13"]
@@ -136,12 +141,18 @@ def test_programs_and_quiet_get_no_growing_table(
     assert capsys.readouterr().out == ""
 
 
+def test_a_round_that_failed_has_no_row(capsys: pytest.CaptureFixture[str]) -> None:
+    with Watcher(quiet=False) as watcher:
+        views.RoundTable(Session(), watcher)(RoundEnded(41, 1, 1, FAILED))
+    assert capsys.readouterr().out == ""
+
+
 def test_a_single_round_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
     with Watcher(quiet=False) as watcher:
         table = views.RoundTable(Session(), watcher)
         table(RoundStarted(41, "health", 12, "9d" * 32, ("a", "b"), ("c",), 1, 1))
     err = " ".join(capsys.readouterr().err.split())
-    assert err == "round 41 starts plan 9d9d9d9d… base health@12 2 devices train, 1 only evaluate"
+    assert err == "round 41 starts plan 9d9d9d9d… base health@12 2 train, 1 evaluate"
 
 
 def test_lists_fit_80_columns_and_have_plain_numbers_in_json() -> None:
