@@ -15,6 +15,32 @@ app = Noun("round", "Train a model on the devices' own data.")
 RoundNumber = Annotated[
     int | None, typer.Argument(metavar="[ROUND]", help="A round's number.", show_default=False)
 ]
+Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds to run.")]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="EXPR", help="End early, e.g. at 'auroc>=0.85'.")
+]
+LocalEpochs = Annotated[
+    int | None, typer.Option("--local-epochs", metavar="N", help="Passes over a device's data.")
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Examples of one step.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Learning rate.")]
+Momentum = Annotated[float | None, typer.Option("--momentum", metavar="FACTOR", help="From 0 to below 1.")]
+Quorum = Annotated[
+    int | None, typer.Option("--quorum", metavar="N", help="Updates that are needed; by default half.")
+]
+Deadline = Annotated[str, typer.Option("--deadline", metavar="TIME", help="For the devices: 90s, 10m or 1h.")]
+Tolerance = Annotated[float, typer.Option("--tolerance", metavar="SHARE", help="How much the loss may rise.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Of shuffles; random if not set.")]
+MaxExamples = Annotated[
+    int | None, typer.Option("--max-examples", metavar="N", help="Most a device counts for.")
+]
+MaxUpdateNorm = Annotated[
+    float | None, typer.Option("--max-update-norm", metavar="NORM", help="Drop larger updates.")
+]
+SkipIfRunning = Annotated[
+    bool, typer.Option("--skip-if-running", help="Do nothing if another run has the model.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit code 3 if a device dropped out.")]
 
 
 @app.verb(
@@ -35,42 +61,20 @@ def start(  # noqa: PLR0913 - one parameter an option
     names: Names = None,
     *,
     label: Labels = None,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds to run.")] = 1,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="EXPR", help="End early, e.g. at 'auroc>=0.85'.")
-    ] = None,
-    local_epochs: Annotated[
-        int | None, typer.Option("--local-epochs", metavar="N", help="Passes over a device's data.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", help="Examples of one step.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Learning rate.")] = None,
-    momentum: Annotated[
-        float | None, typer.Option("--momentum", metavar="FACTOR", help="From 0 to 1.")
-    ] = None,
-    quorum: Annotated[
-        int | None, typer.Option("--quorum", metavar="N", help="Updates that are needed; by default half.")
-    ] = None,
-    deadline: Annotated[
-        str, typer.Option("--deadline", metavar="TIME", help="For the devices: 90s, 10m or 1h.")
-    ] = "10m",
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", metavar="SHARE", help="How much the loss may rise.")
-    ] = 0.05,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Of shuffles; random if not set.")
-    ] = None,
-    max_examples: Annotated[
-        int | None, typer.Option("--max-examples", metavar="N", help="Most a device counts for.")
-    ] = None,
-    max_update_norm: Annotated[
-        float | None, typer.Option("--max-update-norm", metavar="NORM", help="Drop larger updates.")
-    ] = None,
-    skip_if_running: Annotated[
-        bool, typer.Option("--skip-if-running", help="Do nothing if another run has the model.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 if a device dropped out.")] = False,
+    rounds: Rounds = 1,
+    until: Until = None,
+    local_epochs: LocalEpochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    momentum: Momentum = None,
+    quorum: Quorum = None,
+    deadline: Deadline = "10m",
+    tolerance: Tolerance = 0.05,
+    seed: Seed = None,
+    max_examples: MaxExamples = None,
+    max_update_norm: MaxUpdateNorm = None,
+    skip_if_running: SkipIfRunning = False,
+    strict: Strict = False,
 ) -> View:
     """Run rounds: devices train on their own data, their updates become the next version.
 

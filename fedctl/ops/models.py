@@ -28,6 +28,7 @@ from fedctl_wire.tensors import header_bytes, layout, read_file_header
 
 if TYPE_CHECKING:
     from fedctl.release.bundle import Bundle
+    from fedctl.transport import AgentClient
 
 # What the plan of a round takes where nobody says otherwise.
 _DEFAULTS = TrainSettings(lr=0.05, momentum=0.0, local_epochs=2, batch_size=32)
@@ -201,21 +202,9 @@ def push(
 
     version = resolve(store, reference)
     bundle = _bundle(store, home, version, check_files=True)
-    total = sum(file.bytes for file in bundle.manifest.files.values())
 
     def install(device: Device) -> PushOutcome:
-        sent = 0
-
-        def count(block: int) -> None:
-            nonlocal sent
-            sent += block
-            fraction = min(1.0, sent / total)
-            observer(DeviceProgress(device.name, "sending", fraction=fraction, bytes_down=sent))
-
-        client = session.client(device)
-        installed = client.push_bundle(bundle.directory, activate=True, on_bytes=count)
-        observer(DeviceProgress(device.name, "installed", fraction=1.0, bytes_down=sent))
-        return PushOutcome(device=device.name, installed=installed, bytes_down=sent)
+        return _install(session.client(device), bundle, observer)
 
     outcomes = []
     with FleetSession(store, home) as session:
@@ -310,6 +299,21 @@ def _bundle(store: ReadStore, home: Home, version: ModelVersion, *, check_files:
             code="hash",
         )
     return bundle
+
+
+def _install(client: AgentClient, bundle: Bundle, observer: Observer) -> PushOutcome:
+    total = sum(file.bytes for file in bundle.manifest.files.values())
+    sent = 0
+
+    def count(block: int) -> None:
+        nonlocal sent
+        sent += block
+        fraction = min(1.0, sent / total)
+        observer(DeviceProgress(client.device, "sending", fraction=fraction, bytes_down=sent))
+
+    installed = client.push_bundle(bundle.directory, activate=True, on_bytes=count)
+    observer(DeviceProgress(client.device, "installed", fraction=1.0, bytes_down=sent))
+    return PushOutcome(device=client.device, installed=installed, bytes_down=sent)
 
 
 def _record_deployment(store: Store, outcome: PushOutcome) -> None:
