@@ -266,6 +266,7 @@ class RoundDriver:
                 with self._ended:
                     self._active.discard(device.name)
                     self._ended.notify_all()
+                self._context.session.reap(device.name)
 
         def dispatch() -> None:
             try:
@@ -281,10 +282,9 @@ class RoundDriver:
         late = set(self._state.at(Stage.DROPPED))
         with self._ended:
             self._ended.wait_for(lambda: self._active <= late, timeout=_SETTLE_S)
-            left = tuple(self._active)
-        self._stop.set()
-        for name in left:
-            self._context.session.forget(name)
+            self._stop.set()
+            for name in self._active:  # under the condition: each still has its `reap` before it
+                self._context.session.abandon(name)
 
     def _release_late(self) -> None:
         """Free the task slots of devices that the round gave up, as far as they answer at once."""

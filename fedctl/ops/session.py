@@ -44,6 +44,7 @@ class FleetSession:
         self.fleet = store.fleet()
         self.operator_key: Ed25519PrivateKey = load_operator(home, expected=self.fleet.operator_key)
         self._clients: dict[str, AgentClient] = {}
+        self._abandoned: dict[str, list[AgentClient]] = {}
         self._health: dict[str, Health] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -95,6 +96,20 @@ class FleetSession:
         with self._lock:
             client = self._clients.pop(device, None)
         if client is not None:
+            client.close()
+
+    def abandon(self, device: str) -> None:
+        """Leave the device's client to the thread that still waits on it, which calls `reap` at its end."""
+        with self._lock:
+            client = self._clients.pop(device, None)
+            if client is not None:
+                self._abandoned.setdefault(device, []).append(client)
+
+    def reap(self, device: str) -> None:
+        """Close what was abandoned of the device; called by the thread that used it."""
+        with self._lock:
+            clients = self._abandoned.pop(device, [])
+        for client in clients:
             client.close()
 
     def close(self) -> None:
