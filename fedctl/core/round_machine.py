@@ -25,6 +25,7 @@ _FINAL = frozenset({Stage.AGGREGATED, Stage.EVALUATED, Stage.DROPPED})
 
 LATE = "late: not here when collection ended"
 NOT_NEEDED = "not needed: the round ended before it was asked"
+UNUSED = "delivered, but nothing was published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +300,8 @@ def _evaluate(state: RoundState, event: Evaluated | EvaluationFailed) -> Step:
 
 
 def _end(state: RoundState, phase: RoundPhase, reason: str | None) -> Step:
+    why = {Stage.SELECTED: NOT_NEEDED, Stage.COLLECTED: UNUSED}
     for name, member in state.members.items():
         if member.stage not in _FINAL:
-            why = NOT_NEEDED if member.stage is Stage.SELECTED else (reason or NOT_NEEDED)
-            state = _set(state, name, Stage.DROPPED, why)
+            state = _set(state, name, Stage.DROPPED, why.get(member.stage, reason or NOT_NEEDED))
     return replace(state, phase=phase, awaited=frozenset(), reason=reason), (End(),)
