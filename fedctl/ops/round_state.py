@@ -6,7 +6,7 @@ from datetime import datetime
 
 from fedctl.core.gate import Measured
 from fedctl.core.records import Role, Round, RoundDevice, RoundPhase, Stage, Task
-from fedctl.core.round_machine import Member, RoundState
+from fedctl.core.round_machine import NOT_NEEDED, UNUSED, Member, RoundState
 from fedctl.models.metrics import auroc
 from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RoundSummary
 from fedctl.store import ReadStore
@@ -16,6 +16,7 @@ from fedctl_wire.messages import Evaluation, Plan, TaskKind
 
 EVALUATED = frozenset({"collected", "released"})  # task states in which an evaluation's numbers are here
 CLOSED = EVALUATED | {"failed"}
+_BLAMELESS = frozenset({UNUSED, NOT_NEEDED})  # reasons that are the round's, not the device's
 
 
 def load_plan(store: ReadStore, round_: Round) -> Plan:
@@ -94,7 +95,7 @@ def summarise(store: ReadStore, round_: Round) -> RoundSummary:
         started_at=round_.started_at,
         ended_at=round_.ended_at,
         duration_s=_duration_s(round_),
-        dropped=tuple(row for row in rows if row.stage is Stage.DROPPED),
+        dropped=tuple(row for row in rows if row.stage is Stage.DROPPED and row.reason not in _BLAMELESS),
     )
 
 
