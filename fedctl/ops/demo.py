@@ -32,7 +32,7 @@ MODEL = "health"
 DAYS = 420
 _HIDDEN = (16,)
 _CLASSES = 2
-_SETTINGS = TrainSettings(lr=0.1, momentum=0.0, local_epochs=2, batch_size=32)
+_SETTINGS = TrainSettings(lr=0.03, momentum=0.9, local_epochs=3, batch_size=32)
 _DIRECTORY = "demo"  # in the home; its presence marks a demo even before there is a database
 _OWN = ("keys", "models", "rounds", "locks", "cache", _DIRECTORY)  # directories of a home
 _MOST_DEVICES = 200
@@ -89,8 +89,8 @@ def run(
         _enrol(store, home, names, people, devices)
         observer(
             Note(
-                f"{len(people)} devices started: {devices} train, {holdout} only evaluate; each holds its own "
-                f"person's data ({DAYS} days of heart rate, activity, sleep)"
+                f"{len(people)} devices started: {devices} train, {holdout} only evaluate; each holds "
+                f"its own person's data ({DAYS} days of heart rate, activity, sleep)"
             )
         )
         history = _train(store, home, rounds, seed, observer)
