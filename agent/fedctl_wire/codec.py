@@ -3,8 +3,8 @@
 Types understood: str, int, float, bool, None, `tuple[T, ...]`, `dict[str, T]`, unions with None,
 `Literal`, enums of str, data classes, and `Json` for a value that is passed through. A class with a
 field `extra: dict[str, Json]` keeps unknown keys there and writes them back; a class without one
-refuses them. Integers are not accepted as booleans nor booleans as integers; NaN and infinities are
-refused in both directions.
+refuses them. Integers are not accepted as booleans nor booleans as integers; NaN, infinities and
+integers of more than 64 bits are refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any, Literal, TypeVar, Union
 
 from fedctl_wire.errors import WireError
+from fedctl_wire.limits import LIMITS
 
 Json = Any
 T = TypeVar("T")
@@ -27,7 +28,11 @@ _EXTRA = "extra"
 
 
 def dump_bytes(value: Json) -> bytes:
-    """Serialise to canonical JSON: sorted keys, no spaces, UTF-8, finite numbers only."""
+    """Serialise to canonical JSON: sorted keys, no spaces, UTF-8, finite numbers only.
+
+    Raises:
+        ValueError: When a number is not finite or a text cannot be written as UTF-8.
+    """
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
@@ -37,14 +42,23 @@ def parse_bytes(data: bytes, *, limit: int, what: str) -> Json:
     """Parse one JSON value of at most `limit` bytes.
 
     Raises:
-        WireError: `too_large`, or `malformed` for bad UTF-8, bad JSON, duplicate keys or NaN.
+        WireError: `too_large`, or `malformed` for bad UTF-8, bad JSON, duplicate keys, numbers that are
+            not finite, half a surrogate pair, or more than `LIMITS.json_depth` levels.
     """
     if len(data) > limit:
         raise WireError(f"{what} has {len(data)} bytes, more than {limit}", code="too_large", subject=what)
     try:
-        return json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        text = data.decode()  # json.loads would take UTF-16 and UTF-32 too
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
+        )
+        if "\\u" in text:
+            dump_bytes(value)  # fails on half a surrogate pair, which nobody could write again
+        if text.count("[") + text.count("{") > LIMITS.json_depth:
+            _check_depth(value)
     except (ValueError, RecursionError) as error:
         raise WireError(f"{what} is not valid JSON: {error}", subject=what) from error
+    return value
 
 
 def to_json(value: object) -> Json:
@@ -54,6 +68,8 @@ def to_json(value: object) -> Json:
         return {**getattr(value, _EXTRA, {}), **plain}
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, str):
+        return str(value)  # a checked string such as Name becomes a plain one
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -91,6 +107,27 @@ def _unique_keys(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 def _refuse_constant(text: str) -> Json:
     raise ValueError(f"{text} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{_cut(text)} is too large for a number")
+    return number
+
+
+def _check_depth(value: Json) -> None:
+    level: list[Json] = [[value]]
+    for _ in range(LIMITS.json_depth + 1):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {LIMITS.json_depth} levels deep")
 
 
 @functools.cache
@@ -136,6 +173,8 @@ def _convert_scalar(kind: type, value: Json, path: str) -> Any:
         except ValueError as error:
             known = ", ".join(str(member.value) for member in kind)
             raise WireError(f"{path} is {_short(value)}, not one of {known}", subject=path) from error
+    if type(value) is int and abs(value) > LIMITS.integer:
+        raise WireError(f"{path} is {_short(value)}, which does not fit 64 bits", subject=path)
     if kind is float and type(value) in {int, float} and math.isfinite(value):
         return float(value)
     if kind in {str, int, bool} and type(value) is kind:
@@ -173,5 +212,8 @@ def _field(field: Field[Any], kind: Any, value: dict[str, Json], path: str) -> A
 
 
 def _short(value: Json) -> str:
-    text = json.dumps(value, default=str)
+    return _cut(json.dumps(value, default=str))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

@@ -13,6 +13,9 @@ class Limits:
     """Caps with their units; one instance, `LIMITS`, serves both sides."""
 
     json_body_bytes: int = 4 * MIB  # a signed manifest with 10,000 features' scaling is under 1 MiB
+    json_depth: int = 32  # objects and arrays in one another
+    integer: int = 2**63 - 1  # largest magnitude; what SQLite and other languages can hold
+    signatures: int = 16  # of one envelope
     blob_bytes: int = 1024 * MIB
     tensor_header_bytes: int = 1 * MIB
     tensors: int = 4096

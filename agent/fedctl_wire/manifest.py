@@ -16,7 +16,7 @@ from fedctl_wire.errors import WireError
 from fedctl_wire.limits import LIMITS
 from fedctl_wire.messages import TrainSettings
 from fedctl_wire.names import Name, check_sha256
-from fedctl_wire.tensors import TensorHeader, TensorInfo, layout
+from fedctl_wire.tensors import METADATA, TensorHeader, TensorInfo, layout
 
 MANIFEST_FILE = "manifest.dsse"
 WEIGHTS_FILE = "weights.safetensors"
@@ -149,12 +149,19 @@ class Manifest:
                 raise WireError(f"{name} is said to have {file.bytes} bytes", code="too_large", subject=name)
         if self.model_version < 1 or self.classes < 2 or not self.tensors or not self.input_shape:
             raise WireError("manifest describes no usable model", subject=str(self.model))
-        shapes = (self.input_shape, *(spec.shape for spec in self.tensors))
-        if any(n < 1 for shape in shapes for n in shape) or self.parameters > LIMITS.parameters:
-            raise WireError("manifest has an impossible shape", code="too_large", subject=str(self.model))
-        if len({spec.name for spec in self.tensors}) != len(self.tensors):
-            raise WireError("manifest names a tensor twice", subject="tensors")
+        self._check_tensors()
         self._check_preprocessing()
+
+    def _check_tensors(self) -> None:
+        shapes = (self.input_shape, *(spec.shape for spec in self.tensors))
+        if any(n < 1 for shape in shapes for n in shape) or any(len(s) > LIMITS.tensor_rank for s in shapes):
+            raise WireError("manifest has an impossible shape", code="too_large", subject=str(self.model))
+        largest = max(self.parameters, math.prod(self.input_shape))
+        if largest > LIMITS.parameters or len(self.tensors) > LIMITS.tensors:
+            raise WireError("manifest has too many parameters", code="too_large", subject=str(self.model))
+        names = {spec.name for spec in self.tensors}
+        if len(names) != len(self.tensors) or names & {METADATA, ""}:
+            raise WireError("manifest names a tensor twice, or by a reserved name", subject="tensors")
 
     def _check_preprocessing(self) -> None:
         scaling = self.preprocessing

@@ -24,9 +24,10 @@ class Name(str):
         """Check `text`; `what` says in the error what it names."""
         if not _NAME.fullmatch(text):
             raise WireError(
-                f"{what} {text!r} is not allowed: use 1 to 63 of a-z, 0-9 and '-', not starting with '-'",
+                f"{what} {text[:80]!r} is not allowed: use 1 to 63 of a-z, 0-9 and '-', "
+                "not starting with '-'",
                 code="name",
-                subject=text,
+                subject=text[:80],
             )
         return super().__new__(cls, text)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PUBLIC_KEY_HEX = 64  # characters of a raw Ed25519 public key
+_PUBLIC_KEY = re.compile(rf"[0-9a-f]{{{PUBLIC_KEY_HEX}}}")
 
 
 class PayloadType(StrEnum):
@@ -84,9 +86,12 @@ class Envelope:
         """Read an envelope from parsed JSON.
 
         Raises:
-            WireError: When a field is missing, unknown or not base64.
+            WireError: When a field is missing, unknown or not canonical base64, or there are too many
+                signatures.
         """
         raw = from_json(_EnvelopeJson, value, what=what)
+        if len(raw.signatures) > LIMITS.signatures:
+            raise WireError(f"{what} has {len(raw.signatures)} signatures", code="too_large", subject=what)
         return cls(raw.payloadType, _unbase64(raw.payload, what), raw.signatures)
 
     @classmethod
@@ -99,7 +104,7 @@ def sign(payload: bytes, payload_type: PayloadType, key: Ed25519PrivateKey) -> E
     """Sign `payload` as `payload_type` with one key."""
     signature = key.sign(_pre_authentication_encoding(payload_type, payload))
     keyid = key_id(public_key(key))
-    return Envelope(payload_type, payload, (Signature(keyid, base64.b64encode(signature).decode()),))
+    return Envelope(payload_type.value, payload, (Signature(keyid, base64.b64encode(signature).decode()),))
 
 
 def verify(envelope: Envelope, payload_type: PayloadType, public_keys: Iterable[str], *, what: str) -> bytes:
@@ -155,12 +160,13 @@ def private_key_from_pem(data: bytes, *, what: str) -> Ed25519PrivateKey:
     Raises:
         WireError: When the bytes are no such key.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     try:
         key = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise WireError(f"{what} is not an unencrypted PEM private key", subject=what) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise WireError(f"{what} is not an Ed25519 key", subject=what)
@@ -176,15 +182,15 @@ def key_id(public: str) -> str:
     """The SHA-256 of a raw public key (hex), in hex.
 
     Raises:
-        WireError: When `public` is not 64 hex characters.
+        WireError: When `public` is not 64 lower-case hexadecimal digits.
     """
-    try:
-        raw = bytes.fromhex(public)
-    except ValueError as error:
-        raise WireError(f"public key {public[:80]!r} is not hexadecimal", subject="key") from error
-    if len(raw) * 2 != PUBLIC_KEY_HEX:
-        raise WireError(f"public key has {len(raw)} bytes, not 32", subject="key")
-    return hashlib.sha256(raw).hexdigest()
+    if not _PUBLIC_KEY.fullmatch(
+        public
+    ):  # bytes.fromhex would take spaces and capitals: two names for one key
+        raise WireError(
+            f"public key {public[:80]!r} is not {PUBLIC_KEY_HEX} lower-case hexadecimal digits", subject="key"
+        )
+    return hashlib.sha256(bytes.fromhex(public)).hexdigest()
 
 
 def fingerprint(public: str) -> str:
@@ -200,6 +206,9 @@ def _pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
 
 def _unbase64(text: str, what: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise WireError(f"{what} holds a field that is not base64", subject=what) from error
+    if base64.b64encode(data).decode() != text:  # stray bits or padding: a second spelling of the same bytes
+        raise WireError(f"{what} holds a field that is not canonical base64", subject=what)
+    return data

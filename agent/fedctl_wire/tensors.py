@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fedctl_wire.codec import Json, parse_bytes
+from fedctl_wire.codec import Json, from_json, parse_bytes
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import LIMITS
 
 ITEM_BYTES = {"F32": 4, "F64": 8, "I64": 8, "U8": 1}
 _LENGTH = struct.Struct("<Q")
-_METADATA = "__metadata__"
+METADATA = "__metadata__"  # the one key of a header that names no tensor
 _ALIGNMENT = 8  # bytes; the header is padded with spaces so that data starts aligned
 
 
@@ -64,6 +64,13 @@ class TensorHeader:
         raise WireError(f"there is no tensor {name!r}", subject=name)
 
 
+@dataclass(frozen=True, slots=True)
+class _InfoJson:
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, ...]
+
+
 def layout(specs: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[TensorInfo, ...]:
     """Place tensors given as (name, dtype, shape) one after the other, in that order."""
     placed: list[TensorInfo] = []
@@ -80,7 +87,7 @@ def header_bytes(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] | No
 
     The same tensors and metadata always give the same bytes.
     """
-    header: dict[str, Json] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    header: dict[str, Json] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
     for info in tensors:
         header[info.name] = {
             "dtype": info.dtype,
@@ -112,10 +119,10 @@ def read_header(stream: BinaryIO, *, total_bytes: int, what: str) -> TensorHeade
     text = stream.read(length)
     if len(text) < length:
         raise WireError(f"{what} is truncated inside its header", subject=what)
+    if text[:1] != b"{":
+        raise WireError(f"header of {what} does not start with an object", subject=what)
     raw = parse_bytes(text, limit=LIMITS.tensor_header_bytes, what=f"header of {what}")
-    if not isinstance(raw, dict):
-        raise WireError(f"header of {what} is not an object", subject=what)
-    metadata = _read_metadata(raw.pop(_METADATA, {}), what)
+    metadata = _read_metadata(raw.pop(METADATA, {}), what)
     infos = sorted(
         (_read_info(name, value, what) for name, value in raw.items()), key=lambda i: (i.begin, i.end)
     )
@@ -138,14 +145,19 @@ def _read_metadata(value: Json, what: str) -> dict[str, str]:
 
 def _read_info(name: str, value: Json, what: str) -> TensorInfo:
     try:
-        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise WireError(f"tensor {name!r} of {what} is badly described", subject=name) from error
-    numbers = (*shape, begin, end)
-    if any(type(n) is not int or n < 0 for n in numbers) or len(shape) > LIMITS.tensor_rank:
+        raw = from_json(_InfoJson, value, what=f"tensor {name!r} of {what}")
+        begin, end = raw.data_offsets
+    except ValueError as error:
+        raise WireError(f"tensor {name!r} of {what} is badly described: {error}", subject=name) from error
+    dtype, shape = raw.dtype, raw.shape
+    if (
+        min((*shape, begin, end)) < 0
+        or max(shape, default=0) > LIMITS.parameters
+        or len(shape) > LIMITS.tensor_rank
+    ):
         raise WireError(f"tensor {name!r} of {what} has a bad shape or offset", subject=name)
     if dtype not in ITEM_BYTES:
-        raise WireError(f"tensor {name!r} of {what} has the unsupported dtype {dtype!r}", subject=name)
+        raise WireError(f"tensor {name!r} of {what} has the unsupported dtype {dtype[:20]!r}", subject=name)
     info = TensorInfo(name, dtype, shape, begin, end)
     if end - begin != info.size * ITEM_BYTES[dtype]:
         raise WireError(f"tensor {name!r} of {what}: its shape does not fit its offsets", subject=name)
