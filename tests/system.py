@@ -11,9 +11,13 @@ Everything is removed at the end.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import functools
 import os
 import pwd
+import secrets
 import shlex
 import shutil
 import signal
@@ -58,36 +62,61 @@ class SshdProgram:
 
 
 @contextlib.contextmanager
-def sshd_program(directory: Path) -> Iterator[SshdProgram]:
-    """The installed sshd, or Debian's package unpacked below `directory`; skips when there is neither.
+def sshd_program() -> Iterator[SshdProgram]:
+    """The installed sshd, or Debian's package unpacked; skips when there is neither.
 
     Adds what sshd wants to find, its user and `/run/sshd`, and removes what it added.
     """
     installed = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
-    program = SshdProgram(Path(installed), {}, ()) if installed else _unpack_sshd(directory / "openssh")
-    with contextlib.ExitStack() as undo:
-        if not _has_user("sshd"):
-            _command("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "sshd")
-            undo.callback(_command, "userdel", "sshd")
-        if not PRIVILEGE_SEPARATION.exists():
-            PRIVILEGE_SEPARATION.mkdir(mode=0o755)
-            undo.callback(PRIVILEGE_SEPARATION.rmdir)
+    program = SshdProgram(Path(installed), {}, ()) if installed else _unpacked_sshd()
+    with _prepared_for_sshd():
         yield program
 
 
-def _unpack_sshd(root: Path) -> SshdProgram:
+@contextlib.contextmanager
+def _prepared_for_sshd() -> Iterator[None]:
+    """Add sshd's user and directory; the last of the beds at one time removes what was added."""
+    path = Path(tempfile.gettempdir()) / "fedctl-tests-sshd"
+    with path.open("a+") as shared:  # its text: what was added
+        fcntl.flock(shared, fcntl.LOCK_SH)
+        if not _has_user("sshd"):
+            _command("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "sshd")
+            shared.write("user\n")
+        if not PRIVILEGE_SEPARATION.exists():
+            PRIVILEGE_SEPARATION.mkdir(mode=0o755)
+            shared.write("directory\n")
+        shared.flush()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(BlockingIOError):  # another bed goes on
+                fcntl.flock(shared, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shared.seek(0)
+                added = shared.read().split()
+                path.unlink()
+                if "user" in added:
+                    _command("userdel", "sshd")
+                if "directory" in added:
+                    PRIVILEGE_SEPARATION.rmdir()
+
+
+@functools.cache
+def _unpacked_sshd() -> SshdProgram:
+    """Debian's package, fetched and unpacked once a process; removed when that ends."""
+    root = Path(tempfile.mkdtemp(prefix="fedctl-openssh-"))
+    atexit.register(shutil.rmtree, root)
+    root.chmod(0o755)
     archives = root / "archives"
     (archives / "partial").mkdir(parents=True)
     if shutil.which("apt-get") is None:
         pytest.skip("no sshd here and no apt-get to fetch one: install openssh-server")
     try:
-        _command("apt-get", "update", "-qq")
-        options = ("-qq", "-y", "--no-install-recommends", "--download-only")
-        _command("apt-get", "install", *options, "-o", f"Dir::Cache::archives={archives}", "openssh-server")
+        _download("openssh-server", archives)
         for archive in archives.glob("*.deb"):
             _command("dpkg-deb", "--extract", str(archive), str(root))
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no sshd here, and openssh-server cannot be fetched: {error.stderr.strip()[-200:]}")
+        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        pytest.skip(f"no sshd here, and openssh-server cannot be fetched: {reason}")
     libraries = sorted({str(p.parent) for p in root.glob("usr/lib/**/*.so*")})
     # Since OpenSSH 9.8 sshd starts further programs, by default from where the package would be installed.
     helpers = {"SshdSessionPath": "sshd-session", "SshdAuthPath": "sshd-auth"}
@@ -95,6 +124,17 @@ def _unpack_sshd(root: Path) -> SshdProgram:
     directives = tuple(f"{word} {path}" for word, path in found.items() if path.exists())
     environment = {"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {}
     return SshdProgram(root / "usr/sbin/sshd", environment, directives)
+
+
+def _download(package: str, archives: Path) -> None:
+    """Fetch a package and what it lacks here; nothing is installed, so no lock is needed."""
+    options = ("-qq", "-y", "--no-install-recommends", "--download-only", "-o", "Debug::NoLocking=true")
+    command = ("apt-get", "install", *options, "-o", f"Dir::Cache::archives={archives}", package)
+    try:
+        _command(*command)
+    except subprocess.CalledProcessError:  # the package lists are missing or old
+        _command("apt-get", "update", "-qq")
+        _command(*command)
 
 
 class Sshd:
@@ -237,8 +277,8 @@ def ssh_bed() -> Iterator[SshBed]:
         directory = Path(tempfile.mkdtemp(prefix="fedctl-ssh-"))
         undo.callback(shutil.rmtree, directory)
         directory.chmod(0o711)
-        program = undo.enter_context(sshd_program(directory))
-        user = f"fedctl-test-{os.getpid()}"
+        program = undo.enter_context(sshd_program())
+        user = f"fedctl-test-{secrets.token_hex(4)}"
         home = directory / "home"
         # A password of "*" admits none but, unlike the default "!", does not lock the account for keys.
         _command("useradd", "-m", "-d", str(home), "-s", "/bin/bash", "-p", "*", user)
@@ -289,12 +329,14 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def _remove_user(user: str) -> None:
+    """End the user's processes, wait until they are gone, and remove the account."""
     uid = pwd.getpwnam(user).pw_uid
-    for process in psutil.process_iter(["uids"]):
-        if process.info["uids"] and process.info["uids"].real == uid:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-    _command("userdel", user)
+    left = [p for p in psutil.process_iter(["uids"]) if p.info["uids"] and p.info["uids"].real == uid]
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=PATIENCE_S)
+    _command("userdel", "--force", user)
 
 
 def _has_user(name: str) -> bool:
