@@ -15,9 +15,9 @@ from fedctl.core.errors import FedctlError, TrustError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
-from fedctl.ops.device_add import Addition, AddResult, AdminLogin, add_agents, timed_health
-from fedctl.ops.device_enrol import NewDevice
-from fedctl.ops.device_remove import Removal, RemoveOutcome
+from fedctl.ops.enrolment.add import Addition, AddResult, AdminLogin, add_agents, timed_health
+from fedctl.ops.enrolment.enrol import NewDevice
+from fedctl.ops.enrolment.remove import Removal, RemoveOutcome
 from fedctl.ops.fleet import actor
 from fedctl.ops.roster import stored_roster
 from fedctl.release.keys import load_root, login_path

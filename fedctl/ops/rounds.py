@@ -12,11 +12,11 @@ from fedctl.core.records import Round, RoundDevice
 from fedctl.core.selector import Selector
 from fedctl.core.until import Until
 from fedctl.ops.models import resolve
-from fedctl.ops.round_driver import cancel_file
 from fedctl.ops.round_results import RoundDetail, RoundSummary, RunResult
-from fedctl.ops.round_run import Run, finish_unfinished
-from fedctl.ops.round_state import detail, summarise
 from fedctl.ops.session import FleetSession
+from fedctl.ops.training.driver import cancel_file
+from fedctl.ops.training.run import Run, finish_unfinished
+from fedctl.ops.training.state import detail, summarise
 from fedctl.store import ReadStore, Store
 from fedctl.store.lock import hold_lock, holder
 

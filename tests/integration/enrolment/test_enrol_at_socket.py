@@ -96,7 +96,7 @@ def test_the_agent_itself_refuses_another_root(
     add(store, home, agent)
     other = Home(tmp_path / "other")
     init(other)
-    monkeypatch.setattr("fedctl.ops.device_add.check_identity", lambda *_: None)
+    monkeypatch.setattr("fedctl.ops.enrolment.add.check_identity", lambda *_: None)
     with Store.open(other) as theirs:
         with pytest.raises(TrustError):
             add(theirs, other, agent)

@@ -14,9 +14,10 @@ import pytest
 from fedctl.core.errors import ConfigError, DeviceError, FedctlError, TrustError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Event
-from fedctl.ops import devices, install
-from fedctl.ops.device_shell import DeviceShell
+from fedctl.ops import devices
 from fedctl.ops.devices import AddResult, NewDevice
+from fedctl.ops.enrolment import install
+from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.fleet import init
 from fedctl.store import Store
 from fedctl.transport import AgentClient

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 from fedctl.core.errors import FedctlError, TrustError
 from fedctl.core.records import RoundPhase
 from fedctl.core.selector import Selector
-from fedctl.ops import exchange, rounds, site
+from fedctl.ops import rounds
 from fedctl.ops.session import FleetSession
+from fedctl.ops.training import exchange, site
 from fedctl_wire.messages import TaskKind, TaskStatus
 from fedctl_wire.signing import Envelope, PayloadType, generate_key, private_key_from_pem, sign
 from tests.fleet import MODEL, WISHES, TestFleet, fleet

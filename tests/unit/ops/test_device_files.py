@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedctl.ops import device_files
+from fedctl.ops.enrolment.ondevice import files as device_files
 
 LINE = 'restrict,command="/p/bin/fedctl-agent dial-stdio --socket /s" ssh-ed25519 AAAAOURS fedctl'
 OTHERS = b'# mine\nssh-ed25519 AAAAOTHER me@desk\r\nfrom="10.0.0.1" ssh-rsa AAAARSA x'

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedctl.ops import device_service
+from fedctl.ops.enrolment.ondevice import service as device_service
 
 AGENT = """#!{python} -IS
 import os, signal, socket, sys, time

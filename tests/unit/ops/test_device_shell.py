@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from fedctl.core.errors import DeviceError
-from fedctl.ops import device_files, device_probe, device_service
-from fedctl.ops.device_shell import DeviceShell
-from fedctl.ops.install_survey import Probe, probe
+from fedctl.ops.enrolment.ondevice import files as device_files
+from fedctl.ops.enrolment.ondevice import probe as device_probe
+from fedctl.ops.enrolment.ondevice import service as device_service
+from fedctl.ops.enrolment.shell import DeviceShell
+from fedctl.ops.enrolment.survey import Probe, probe_device
 from fedctl.transport import AdminSession, Completed
 from fedctl_wire.codec import from_json
 
@@ -43,7 +45,7 @@ def fake_python(directory: Path, text: str) -> str:
 
 
 def test_the_probe_describes_this_very_machine() -> None:
-    facts = probe(DeviceShell(LocalSession(), "here"))
+    facts = probe_device(DeviceShell(LocalSession(), "here"))
     assert facts.python >= (3, 11)
     assert facts.platform.glibc >= (2, 17)
     assert facts.free_disk_bytes > 0
@@ -104,7 +106,7 @@ def test_a_python_that_will_not_do_is_named_with_the_reason(
 
 def test_an_old_python_is_told_by_words_that_it_understands() -> None:
     """The boot line is checked by running it with a version check that this Python fails."""
-    from fedctl.ops import device_shell
+    from fedctl.ops.enrolment import shell as device_shell
 
     line = device_shell._BOOT.format(size=0).replace("(3, 11)", "(99, 0)")
     done = subprocess.run(
@@ -135,7 +137,7 @@ def test_a_device_that_cannot_carry_an_agent_is_refused_with_the_reason(
 ) -> None:
     monkeypatch.setattr(DeviceShell, "call", change(key, value))
     with pytest.raises(DeviceError) as error:
-        probe(DeviceShell(LocalSession(), "watch-1"))
+        probe_device(DeviceShell(LocalSession(), "watch-1"))
     assert message in error.value.message
 
 

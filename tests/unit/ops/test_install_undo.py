@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedctl.core.errors import DeviceError, UnreachableError
-from fedctl.ops.install_undo import Undo
+from fedctl.ops.enrolment.undo import Undo
 
 
 def run(undo_log: list[str], error: BaseException | None, *, failing: str = "") -> None:

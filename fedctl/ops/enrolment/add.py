@@ -14,7 +14,7 @@ from fedctl.core.errors import TrustError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device
-from fedctl.ops.device_enrol import (
+from fedctl.ops.enrolment.enrol import (
     Candidate,
     Known,
     NewDevice,
@@ -23,9 +23,9 @@ from fedctl.ops.device_enrol import (
     enrol,
     enrolled_as,
 )
-from fedctl.ops.device_shell import DeviceShell
-from fedctl.ops.install import Installation, Outcome, Source, survey
-from fedctl.ops.install_undo import Undo
+from fedctl.ops.enrolment.install import Installation, Outcome, Source, survey
+from fedctl.ops.enrolment.shell import DeviceShell
+from fedctl.ops.enrolment.undo import Undo
 from fedctl.release.keys import load_root, login_path
 from fedctl.store import Store
 from fedctl.transport import AdminSession, AgentClient, Endpoint, connect, open_admin

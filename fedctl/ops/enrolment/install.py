@@ -18,10 +18,10 @@ import fedctl
 from fedctl.core.errors import DeviceError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
-from fedctl.ops import device_files, device_service
-from fedctl.ops.device_shell import DeviceShell
-from fedctl.ops.install_survey import Found, Places, Probe, inspect, probe, running
-from fedctl.ops.install_undo import Undo
+from fedctl.ops.enrolment.ondevice import files, service
+from fedctl.ops.enrolment.shell import DeviceShell
+from fedctl.ops.enrolment.survey import Found, Places, Probe, inspect, probe_device, running
+from fedctl.ops.enrolment.undo import Undo
 from fedctl.release import wheels
 from fedctl.release.keys import login_key_line
 from fedctl.release.payload import BYTECODE_MAGIC, build_payload, wheel_bytecode
@@ -208,12 +208,12 @@ class Installation:
 
     def _files(self, verb: str, *, data: bytes = b"", **arguments: Json) -> Json:
         deadline = _UPLOAD_DEADLINE_S if data else None
-        return self.shell.call(device_files, verb, data=data, timeout_s=deadline, **arguments)
+        return self.shell.call(files, verb, data=data, timeout_s=deadline, **arguments)
 
     def _service(self, verb: str, **arguments: Json) -> Json:
         places = self.places
         where: dict[str, Json] = {"launcher": places.launcher, "state": places.state, "socket": places.socket}
-        return self.shell.call(device_service, verb, **where, **arguments)
+        return self.shell.call(service, verb, **where, **arguments)
 
 
 def survey(shell: DeviceShell, home: Home) -> Installation:
@@ -224,7 +224,7 @@ def survey(shell: DeviceShell, home: Home) -> Installation:
         ConfigError: The login key, or this installation's own packages, cannot be read.
         UnreachableError: The connection broke.
     """
-    facts = probe(shell)
+    facts = probe_device(shell)
     if shell.chatter:  # the login key's one command would be preceded by it, too
         raise DeviceError(
             f"device {shell.device}: the login of {facts.user} prints {shell.chatter[:80]!r} on its own",
@@ -260,13 +260,13 @@ def uninstall(shell: DeviceShell, home: Home, *, purge: bool) -> tuple[str, ...]
         DeviceError: A step failed there.
         UnreachableError: The connection broke.
     """
-    places = Places(probe(shell).home)
+    places = Places(probe_device(shell).home)
     where: dict[str, Json] = {"launcher": places.launcher, "state": places.state, "socket": places.socket}
-    shell.call(device_service, "stop", **where)
+    shell.call(service, "stop", **where)
     done = [f"stopped the agent and deleted {places.prefix}"]
-    if shell.call(device_files, "remove_key", line=login_key_line(home, places.dial_command)):
+    if shell.call(files, "remove_key", line=login_key_line(home, places.dial_command)):
         done.append("took the login key out of authorized_keys")
-    kept = shell.call(device_files, "delete", prefix=places.prefix, state=places.state, purge=purge)["kept"]
+    kept = shell.call(files, "delete", prefix=places.prefix, state=places.state, purge=purge)["kept"]
     done.append(f"deleted {places.state}" if purge else f"left {places.state} in place (--purge deletes it)")
     if kept:
         done.append(f"kept what its sources name: {', '.join(kept)}")

@@ -6,8 +6,8 @@ import shlex
 from dataclasses import dataclass
 
 from fedctl.core.errors import DeviceError
-from fedctl.ops import device_files, device_probe, device_service
-from fedctl.ops.device_shell import DeviceShell
+from fedctl.ops.enrolment.ondevice import files, probe, service
+from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.release import wheels
 from fedctl_wire.codec import from_json
 from fedctl_wire.errors import WireError
@@ -17,7 +17,7 @@ _AWKWARD = frozenset("\"'\\%$`\r\n")  # in a home directory: some launcher, tabl
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a device said of itself; see `fedctl.ops.device_probe`."""
+    """What a device said of itself; see `fedctl.ops.enrolment.ondevice.probe`."""
 
     python: tuple[int, ...]
     executable: str
@@ -56,7 +56,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What earlier runs left on the device; see `inspect` of `fedctl.ops.device_files`."""
+    """What earlier runs left on the device; see `inspect` of `fedctl.ops.enrolment.ondevice.files`."""
 
     launcher: str | None
     key_line: bool
@@ -99,14 +99,14 @@ class Places:
         return shlex.join([self.launcher, "dial-stdio", "--socket", self.socket])
 
 
-def probe(shell: DeviceShell) -> Probe:
+def probe_device(shell: DeviceShell) -> Probe:
     """Ask the device what it is.
 
     Raises:
         DeviceError: It cannot carry an agent, with the reason.
         UnreachableError: The connection broke.
     """
-    answer = shell.call(device_probe, "probe", distributions=list(wheels.NEEDED))
+    answer = shell.call(probe, "probe", distributions=list(wheels.NEEDED))
     try:
         found = from_json(Probe, answer)
     except WireError as error:
@@ -130,12 +130,10 @@ def probe(shell: DeviceShell) -> Probe:
 
 def inspect(shell: DeviceShell, places: Places, key_line: str) -> Found:
     """Ask the device what earlier runs left there."""
-    answer = shell.call(
-        device_files, "inspect", launcher=places.launcher, state=places.state, key_line=key_line
-    )
+    answer = shell.call(files, "inspect", launcher=places.launcher, state=places.state, key_line=key_line)
     return from_json(Found, answer)
 
 
 def running(shell: DeviceShell, places: Places) -> bool:
     """Whether an agent answers at the socket there."""
-    return bool(shell.call(device_service, "running", socket=places.socket))
+    return bool(shell.call(service, "running", socket=places.socket))

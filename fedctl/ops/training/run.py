@@ -15,12 +15,12 @@ from fedctl.core.records import Device, Role, Round, RoundDevice, RoundPhase, St
 from fedctl.core.selector import Selector
 from fedctl.core.until import Until
 from fedctl.ops.models import resolve
-from fedctl.ops.round_driver import RoundDriver
 from fedctl.ops.round_results import RoundSummary
-from fedctl.ops.round_state import load_plan, summarise
-from fedctl.ops.scaling import scaled_version
 from fedctl.ops.session import FleetSession
-from fedctl.ops.site import RoundContext
+from fedctl.ops.training.driver import RoundDriver
+from fedctl.ops.training.scaling import scaled_version
+from fedctl.ops.training.site import RoundContext
+from fedctl.ops.training.state import load_plan, summarise
 from fedctl.release.bundle import Bundle, read_bundle
 from fedctl.release.plan import sign_plan
 from fedctl_wire.messages import Plan, TaskKind

@@ -1,7 +1,7 @@
 """Runs on a device, under its own Python: what is there. Standard library only; changes nothing.
 
 The source text of this module is sent over the admin's login and executed there, so it imports
-nothing of fedctl. `fedctl.ops.device_shell` calls `probe` and passes its answer on.
+nothing of fedctl. `fedctl.ops.enrolment.shell` calls `probe` and passes its answer on.
 """
 
 import importlib.metadata

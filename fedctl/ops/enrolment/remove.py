@@ -13,10 +13,10 @@ from fedctl.core.errors import FedctlError, TrustError, UnreachableError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device
-from fedctl.ops.device_add import AdminLogin
-from fedctl.ops.device_shell import DeviceShell
+from fedctl.ops.enrolment.add import AdminLogin
+from fedctl.ops.enrolment.install import uninstall
+from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.fleet import actor
-from fedctl.ops.install import uninstall
 from fedctl.ops.roster import issue_roster, keep_roster, roster_turn
 from fedctl.store import Store
 from fedctl.transport import Endpoint, open_admin

@@ -17,9 +17,9 @@ from fedctl.core.errors import DeviceError, FedctlError, NotMetError
 from fedctl.core.plan import task_plan
 from fedctl.core.progress import DeviceProgress, Note, Observer
 from fedctl.core.records import Device, ModelVersion, Task, VersionState
-from fedctl.ops.exchange import Assignment, carry_out, verified_result
 from fedctl.ops.fleet import actor
 from fedctl.ops.session import RELEASED, FleetSession
+from fedctl.ops.training.exchange import Assignment, carry_out, verified_result
 from fedctl.release.bundle import Bundle, next_version
 from fedctl.release.plan import sign_plan
 from fedctl.transport import retrying, sweep

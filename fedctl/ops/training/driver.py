@@ -22,10 +22,10 @@ from fedctl.core.gate import Verdict, judge
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device, ModelVersion, Round, RoundPhase, Stage, Task, VersionState
-from fedctl.ops.candidate import candidate_bundle, make_candidate
 from fedctl.ops.fleet import actor
-from fedctl.ops.round_state import evaluation_codes, evaluation_pairs, load_state, measured_json
-from fedctl.ops.site import Posted, RoundContext, Site, Wiring
+from fedctl.ops.training.candidate import candidate_bundle, make_candidate
+from fedctl.ops.training.site import Posted, RoundContext, Site, Wiring
+from fedctl.ops.training.state import evaluation_codes, evaluation_pairs, load_state, measured_json
 from fedctl.release.bundle import Bundle
 from fedctl.transport import sweep
 from fedctl_wire.manifest import GRAPH_FILE

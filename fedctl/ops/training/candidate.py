@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedctl.aggregation.fedavg import Update, aggregate
 from fedctl.core.records import RoundDevice
-from fedctl.ops.site import RoundContext
+from fedctl.ops.training.site import RoundContext
 from fedctl.release.bundle import Bundle, next_version, read_bundle
 
 _WEIGHTS = "candidate.safetensors"  # in the round's directory, until it is part of a bundle

@@ -18,8 +18,8 @@ from fedctl.core import round_machine as machine
 from fedctl.core.errors import DeviceError, FedctlError, UnreachableError
 from fedctl.core.progress import DeviceProgress
 from fedctl.core.records import Device, Round, Stage, Task
-from fedctl.ops.exchange import Assignment, StoppedError, carry_out, verified_result
 from fedctl.ops.session import RELEASED, FleetSession
+from fedctl.ops.training.exchange import Assignment, StoppedError, carry_out, verified_result
 from fedctl.release.bundle import Bundle
 from fedctl.transport import AgentClient, retrying
 from fedctl_wire.codec import to_json

@@ -1,0 +1,1 @@
+"""How a device joins and leaves: survey, installation, enrolment, undo, removal."""
