@@ -1,0 +1,113 @@
+"""What a round costs beside the training itself: ten local agents, a model of 1 MB, one step of training.
+
+    python benchmarks/round_overhead.py [--devices 10] [--rounds 10]
+
+Each device holds 25 rows, of which it trains on 20 in one step; its job still imports nothing anew but
+runs in a process of its own, reads the model, writes, hashes, signs and fsyncs the update, and evaluates
+base and candidate on the other 5. The last line is one JSON object: `cold_s` (the first round, wall
+clock: push, golden run and the start of the workers included), `warm_s` (median of the later ones) and
+`cpu_ms_per_device` (a warm round: daemon, worker and jobs of a device, without the workstation).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import psutil
+from local_fleet import local_fleet
+
+from fedctl.core.plan import RoundWishes
+from fedctl.core.selector import Selector
+from fedctl.ops import rounds as round_ops
+from fedctl.ops.models import NewModel, create
+from fedctl.store import Store
+from fedctl_wire.messages import TrainSettings
+
+MODEL = "weight"
+ROWS = 25
+FEATURES = 24
+HIDDEN = 9259  # 27 parameters a unit: 1.0 MB of float32
+SOURCE = 'kind = "npz"\npath = {path}\nfeatures = "x"\nlabel = "y"\ntest_fraction = 0.2\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a round costs beside the training itself.")
+    parser.add_argument("--devices", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10, help="warm ones")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        print(json.dumps(measure(Path(directory), options.devices, options.rounds)))
+
+
+def measure(directory: Path, devices: int, rounds: int) -> dict[str, float]:
+    sources = {name: source(directory, name, seed) for seed, name in enumerate(names(devices))}
+    with local_fleet(directory, sources, {}) as (home, pids), Store.open(home) as store:
+        model = NewModel(
+            name=MODEL,
+            builder="mlp",
+            input_shape=(FEATURES,),
+            hidden=(HIDDEN,),
+            classes=2,
+            scale="none",
+            settings=TrainSettings(lr=1e-4, local_epochs=1, batch_size=32),
+        )
+        create(store, home, model)
+
+        def one_round() -> float:
+            began = time.monotonic()
+            wishes = RoundWishes(quorum=devices, tolerance=1.0)
+            run = round_ops.start(store, home, MODEL, Selector.parse((), ()), wishes=wishes)
+            (summary,) = run.rounds
+            assert summary.phase == "published", summary.reason
+            assert summary.contributors == devices, summary.dropped
+            return time.monotonic() - began
+
+        cold = one_round()
+        before = cpu_s(pids.values())
+        warm = [one_round() for _ in range(rounds)]
+        used = cpu_s(pids.values()) - before
+    print("warm rounds:", " ".join(f"{seconds:.3f}" for seconds in warm), "s")
+    return {
+        "warm_s": round(statistics.median(warm), 3),
+        "cold_s": round(cold, 3),
+        "cpu_ms_per_device": round(1000 * used / rounds / devices, 1),
+    }
+
+
+def names(devices: int) -> list[str]:
+    return [f"dev-{number:02d}" for number in range(1, devices + 1)]
+
+
+def source(directory: Path, name: str, seed: int) -> str:
+    """Write a device's rows; returns its source file."""
+    rng = np.random.default_rng(seed)
+    path = directory / f"{name}.npz"
+    np.savez(
+        path,
+        x=rng.normal(size=(ROWS, FEATURES)).astype(np.float32),
+        y=rng.integers(0, 2, ROWS).astype(np.uint8),
+    )
+    return SOURCE.format(path=json.dumps(str(path)))
+
+
+def cpu_s(daemons: Iterable[int]) -> float:
+    """Processor time of the daemons and all their descendants, those that ended included."""
+    total = 0
+    for daemon in daemons:
+        process = psutil.Process(daemon)
+        for pid in (daemon, *(child.pid for child in process.children(recursive=True))):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
