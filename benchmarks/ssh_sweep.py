@@ -9,11 +9,15 @@ line is one JSON object: `cold_s`, `warm_s`, `devices`.
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import cProfile
+import importlib.util
 import json
 import os
 import pstats
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,8 +28,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fedctl.ops.enrolment.install import launcher_text
 from fedctl.transport import AgentClient, Connections, connect, sweep
-from tests.system import SshBed, Sshd, eventually, ssh_bed
+from tests.system import SshBed, Sshd, eventually, python_for_all, ssh_bed
 
 _WARM_SWEEPS = 5
 
@@ -57,10 +62,25 @@ def agent(bed: SshBed) -> Iterator[str]:
     try:
         eventually(socket.exists, "the agent listens")
         socket.chmod(0o666)
-        yield bed.bridge_command(socket)
+        yield bridge_command(bed, socket)
     finally:
         process.terminate()
         process.wait()
+
+
+def bridge_command(bed: SshBed, socket: Path) -> str:
+    """The command that the login key is limited to, with the launcher of an installation."""
+    tree = bed.new_directory("tree")
+    tree.chmod(0o755)  # Python lists the directories that it imports from
+    (tree / "fedctl_agent").mkdir()
+    source = Path(str(importlib.util.find_spec("fedctl_agent.dial_stdio").origin))  # type: ignore[union-attr]
+    (tree / "fedctl_agent" / "__init__.py").touch()
+    shutil.copy(source, tree / "fedctl_agent")
+    compileall.compile_dir(tree, quiet=1)
+    launcher = tree / "fedctl-agent"
+    launcher.write_text(launcher_text(str(python_for_all()), str(tree)))
+    launcher.chmod(0o755)
+    return shlex.join([str(launcher), "dial-stdio", "--socket", str(socket)])
 
 
 @contextlib.contextmanager
