@@ -25,6 +25,7 @@ Json = Any
 T = TypeVar("T")
 
 _EXTRA = "extra"
+_PLAIN = frozenset({str, int, float, bool, type(None)})  # what JSON carries as it is
 
 
 def dump_bytes(value: Json) -> bytes:
@@ -63,8 +64,10 @@ def parse_bytes(data: bytes, *, limit: int, what: str) -> Json:
 
 def to_json(value: object) -> Json:
     """Turn a data class (or a container of them) into plain JSON values; None fields are kept."""
+    if type(value) in _PLAIN:
+        return value
     if is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: to_json(getattr(value, f.name)) for f in fields(value) if f.name != _EXTRA}
+        plain = {name: to_json(getattr(value, name)) for name in _fields(type(value))}
         return {**getattr(value, _EXTRA, {}), **plain}
     if isinstance(value, Enum):
         return value.value
@@ -73,7 +76,7 @@ def to_json(value: object) -> Json:
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
+        return list(value) if _PLAIN.issuperset(map(type, value)) else [to_json(item) for item in value]
     return value
 
 
@@ -135,15 +138,27 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+@functools.cache
+def _fields(cls: type) -> dict[str, Field[Any]]:
+    return {f.name: f for f in fields(cls) if f.name != _EXTRA}
+
+
+@functools.cache
+def _form(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What `kind` is made of: origin and arguments; a data class is its own origin."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        return kind, ()
+    return typing.get_origin(kind), typing.get_args(kind)
+
+
 def _convert(kind: Any, value: Json, path: str) -> Any:
     if kind is Any:
         return value
-    if isinstance(kind, type) and is_dataclass(kind):
+    origin, arguments = _form(kind)
+    if origin is kind:
         return _convert_dataclass(kind, value, path)
-    origin = typing.get_origin(kind)
     if origin is None:
         return _convert_scalar(kind, value, path)
-    arguments = typing.get_args(kind)
     if origin in {Union, types.UnionType}:
         return _convert_union(arguments, value, path)
     if origin is Literal:
@@ -153,10 +168,20 @@ def _convert(kind: Any, value: Json, path: str) -> Any:
             f"{path} is {_short(value)}, not one of {', '.join(map(str, arguments))}", subject=path
         )
     if origin is tuple and isinstance(value, list):
-        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        return _convert_list(arguments[0], value, path)
     if origin is dict and isinstance(value, dict):
         return {key: _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     raise WireError(f"{path} is {_short(value)}, not a {origin.__name__}", subject=path)
+
+
+def _convert_list(kind: Any, value: list[Json], path: str) -> tuple[Any, ...]:
+    # Histograms and scalings are thousands of numbers: those that fit are taken without a look at each.
+    types_found = set(map(type, value))
+    if kind is int and types_found == {int} and -LIMITS.integer <= min(value) <= max(value) <= LIMITS.integer:
+        return tuple(value)
+    if kind is float and types_found == {float} and all(map(math.isfinite, value)):
+        return tuple(value)
+    return tuple(_convert(kind, item, f"{path}[{i}]") for i, item in enumerate(value))
 
 
 def _convert_union(options: tuple[Any, ...], value: Json, path: str) -> Any:
@@ -188,7 +213,7 @@ def _convert_dataclass(cls: type, value: Json, path: str) -> Any:
     if not isinstance(value, dict):
         raise WireError(f"{path} is {_short(value)}, not an object", subject=path)
     hints = _hints(cls)
-    known = {f.name: f for f in fields(cls) if f.name != _EXTRA}
+    known = _fields(cls)
     arguments = {name: _field(known[name], hints[name], value, path) for name in known}
     unknown = {key: item for key, item in value.items() if key not in known}
     if _EXTRA in hints:
