@@ -64,8 +64,14 @@ class Tally:
 
     @property
     def histogram(self) -> tuple[tuple[int, ...], ...] | None:
-        """Counts of scores by class, (2, 1024); None unless there are two classes."""
-        return tuple(map(tuple, self._histogram.tolist())) if self.classes == 2 else None
+        """Rows (bin, count of class 0, count of class 1) of the bins that hold a score, bins rising.
+
+        None unless there are two classes. A device has few scores, so this is much less than all bins.
+        """
+        if self.classes != 2:
+            return None
+        bins = np.flatnonzero(self._histogram.any(axis=0))
+        return tuple(map(tuple, np.column_stack((bins, self._histogram[:, bins].T)).tolist()))
 
 
 class NonFiniteError(GraphError):

@@ -275,7 +275,8 @@ class Evaluation:
     examples: int
     loss_sum: float
     correct: int
-    histogram: tuple[tuple[int, ...], ...] | None = None  # (2, 1024) counts of scores, two classes only
+    # Two classes only: (bin of 1,024, count of class 0, count of class 1) of the bins that hold a score.
+    histogram: tuple[tuple[int, ...], ...] | None = None
     extra: dict[str, Json] = field(default_factory=dict)
 
 

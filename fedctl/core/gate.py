@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from fedctl_wire.messages import Evaluation
+
+_ROW = 3  # of a histogram: bin, count of class 0, count of class 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +18,7 @@ class Measured:
     examples: int
     loss: float
     accuracy: float
-    histogram: tuple[tuple[int, ...], ...] | None = None  # (2, bins), summed; two classes only
+    histogram: tuple[tuple[int, ...], ...] | None = None  # (bin, class 0, class 1), summed; two classes only
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,21 @@ def judge(pairs: Mapping[str, tuple[Evaluation, Evaluation]], *, tolerance: floa
     return Verdict(passed=False, base=base, candidate=candidate, reason=reason)
 
 
+def plausible(evaluation: Evaluation) -> bool:
+    """Whether the figures can be those of any data: a device may claim what it likes."""
+    rows = evaluation.histogram
+    if not (
+        0 <= evaluation.correct <= evaluation.examples and evaluation.examples > 0 <= evaluation.loss_sum
+    ):
+        return False
+    if rows is None:
+        return True
+    if any(len(row) != _ROW or min(row) < 0 for row in rows):
+        return False
+    bins = [row[0] for row in rows]
+    return sum(row[1] + row[2] for row in rows) == evaluation.examples and bins == sorted(set(bins))
+
+
 def total(evaluations: list[Evaluation]) -> Measured:
     """Add up what devices measured of one version.
 
@@ -65,6 +83,9 @@ def total(evaluations: list[Evaluation]) -> Measured:
 
 
 def _add(histograms: list[tuple[tuple[int, ...], ...]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(
-        tuple(sum(bins) for bins in zip(*rows, strict=True)) for rows in zip(*histograms, strict=True)
-    )
+    counts: dict[int, list[int]] = {}
+    for place, negatives, positives in chain.from_iterable(histograms):
+        sums = counts.setdefault(place, [0, 0])
+        sums[0] += negatives
+        sums[1] += positives
+    return tuple((place, *sums) for place, sums in sorted(counts.items()))

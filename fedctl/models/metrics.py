@@ -12,18 +12,17 @@ def auroc(histogram: Sequence[Sequence[int]]) -> float | None:
     same bin count as equal, one half (the Mann-Whitney statistic).
 
     Args:
-        histogram: Counts of shape (2, bins) by class, bins rising with the score.
+        histogram: Rows (bin, count of class 0, count of class 1), bins rising with the score.
 
     Returns:
         The area in [0, 1], None when one class has no example.
     """
-    negatives, positives = histogram
-    total = sum(negatives) * sum(positives)
+    total = sum(row[1] for row in histogram) * sum(row[2] for row in histogram)
     if not total:
         return None
     below = 0
     twice = 0  # twice the pairs that are ordered right: an integer, so exact
-    for negative, positive in zip(negatives, positives, strict=True):
+    for _, negative, positive in histogram:
         twice += positive * (2 * below + negative)
         below += negative
     return twice / (2 * total)

@@ -25,7 +25,7 @@ from fedctl.core.records import Device, ModelVersion, Round, RoundPhase, Stage, 
 from fedctl.ops.fleet import actor
 from fedctl.ops.training.candidate import candidate_bundle, make_candidate
 from fedctl.ops.training.site import Posted, RoundContext, Site, Wiring
-from fedctl.ops.training.state import evaluation_codes, evaluation_pairs, load_state, measured_json
+from fedctl.ops.training.state import load_evaluations, load_state, measured_json
 from fedctl.release.bundle import Bundle
 from fedctl.transport import sweep
 from fedctl_wire.manifest import GRAPH_FILE
@@ -80,6 +80,7 @@ class RoundDriver:
         self._stop = threading.Event()  # of the sites at work now
         self._active: set[str] = set()  # devices whose site has not ended
         self._ended = threading.Condition()
+        self._bundle: Bundle | None = None  # the candidate, once it is needed
 
     def run(self) -> Round:
         """Drive the round to its end and return its row; an interruption leaves it resumable."""
@@ -320,6 +321,7 @@ class RoundDriver:
                 RoundPhase.AGGREGATING,
                 result_version=bundle.manifest.model_version,
             )
+        self._bundle = bundle
         self._post(Posted("", machine.Aggregated()))
 
     def _draft(self, bundle: Bundle) -> ModelVersion:
@@ -334,27 +336,31 @@ class RoundDriver:
         )
 
     def _candidate(self) -> Bundle:
-        return candidate_bundle(self._context)
+        if self._bundle is None:
+            self._bundle = candidate_bundle(self._context)
+        return self._bundle
 
     def _judge(self) -> None:
         round_ = self._context.round
-        verdict = judge(evaluation_pairs(self._store, round_), tolerance=self._rules.tolerance)
-        diverged = [d for d, code in evaluation_codes(self._store, round_).items() if code == "non_finite"]
+        evaluations = load_evaluations(self._store, round_)
+        verdict = judge(evaluations.pairs, tolerance=self._rules.tolerance)
+        diverged = [device for device, code in evaluations.failures.items() if code == "non_finite"]
         if diverged:
             reason = f"the candidate's loss is not finite on {', '.join(sorted(diverged))}"
             verdict = replace(verdict, passed=False, reason=reason)
-        self._record_verdict(verdict, self._candidate().manifest.model_version)
+        self._record_verdict(verdict, len(evaluations.pairs))
         self._post(Posted("", machine.Judged(verdict.passed, verdict.reason)))
 
-    def _record_verdict(self, verdict: Verdict, version: int) -> None:
+    def _record_verdict(self, verdict: Verdict, evaluated: int) -> None:
         round_ = self._context.round
+        version = self._candidate().manifest.model_version
         gate = "failed" if not verdict.passed else "none" if verdict.candidate is None else "passed"
         measured = measured_json(verdict.candidate)
         metrics = {
             "gate": gate,
             "base": measured_json(verdict.base),
             "candidate": measured,
-            "evaluated": len(evaluation_pairs(self._store, round_)),
+            "evaluated": evaluated,
         }
         with self._store.transaction():
             self._store.set_round_phase(round_.id, RoundPhase.EVALUATING, metrics=metrics)

@@ -16,6 +16,7 @@ from pathlib import Path
 from fedctl.aggregation.update import ExpectedFile, UpdateSink, update_metadata
 from fedctl.core import round_machine as machine
 from fedctl.core.errors import DeviceError, FedctlError, UnreachableError
+from fedctl.core.gate import plausible
 from fedctl.core.progress import DeviceProgress
 from fedctl.core.records import Device, Round, Stage, Task
 from fedctl.ops.session import RELEASED, FleetSession
@@ -132,8 +133,8 @@ class Site:
         result = verified_result(assignment, status)
         if result.base is None or result.candidate is None:
             raise DeviceError("the evaluation came without numbers", subject=self._name, code="result")
-        if min(result.base.examples, result.candidate.examples) < 1:
-            raise DeviceError("the evaluation is over no examples", subject=self._name, code="result")
+        if not (plausible(result.base) and plausible(result.candidate)):
+            raise DeviceError("the evaluation's numbers are impossible", subject=self._name, code="result")
         pair = {"base": to_json(result.base), "candidate": to_json(result.candidate)}
         task = replace(self._task(assignment, "collected", client, status), metrics=pair)
         self._report("evaluated", f"{result.candidate.examples} examples", client)
@@ -232,6 +233,10 @@ class Site:
         context, manifest = self._context, self._context.base.manifest
         if result.result_bytes is None or result.result_sha256 is None or result.examples < 1:
             raise DeviceError("the result names no update", subject=self._name, code="result")
+        cap = context.plan.train.max_examples if context.plan.train else None
+        if cap is not None and result.examples > cap:
+            message = f"the result claims {result.examples} examples, more than the plan's {cap}"
+            raise DeviceError(message, subject=self._name, code="result")
         metadata = update_metadata(
             round_id=context.round.uuid,
             plan=context.envelope.sha256,

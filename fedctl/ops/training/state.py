@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from fedctl.core.gate import Measured
@@ -35,21 +36,24 @@ def load_state(store: ReadStore, round_: Round, quorum: int) -> RoundState:
     return state.awaiting(closed)
 
 
-def evaluation_pairs(store: ReadStore, round_: Round) -> dict[str, tuple[Evaluation, Evaluation]]:
-    """(base, candidate) as each device measured them in this attempt."""
-    return {
-        task.device: (
-            from_json(Evaluation, task.metrics["base"]),
-            from_json(Evaluation, task.metrics["candidate"]),
-        )
-        for task in _evaluations(store, round_, EVALUATED)
-    }
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """What came of the evaluation in a round's present attempt."""
+
+    pairs: dict[str, tuple[Evaluation, Evaluation]]  # device to what it measured of base and candidate
+    failures: dict[str, str]  # device to the stable word for why it did not
 
 
-def evaluation_codes(store: ReadStore, round_: Round) -> dict[str, str]:
-    """The stable word for why, of each device whose evaluation failed in this attempt."""
-    failed = _evaluations(store, round_, frozenset({"failed"}))
-    return {task.device: str(task.metrics.get("code", "")) for task in failed}
+def load_evaluations(store: ReadStore, round_: Round) -> Evaluations:
+    """What the devices measured, or why they did not."""
+    pairs, failures = {}, {}
+    for task in _evaluations(store, round_, CLOSED):
+        if task.state in EVALUATED:
+            base, candidate = (from_json(Evaluation, task.metrics[key]) for key in ("base", "candidate"))
+            pairs[task.device] = base, candidate
+        else:
+            failures[task.device] = str(task.metrics.get("code", ""))
+    return Evaluations(pairs, failures)
 
 
 def measured_json(measured: Measured | None) -> Json:

@@ -88,7 +88,8 @@ def test_auroc_is_the_chance_that_a_positive_scores_above_a_negative(scored: lis
     """Scores one apart never share a bin, so the histogram loses nothing."""
     margin = np.array([score for score, _ in scored], np.float32)
     y = np.array([label for _, label in scored])
-    found = auroc(score_histogram(margin, y).tolist())
+    counts = score_histogram(margin, y)
+    found = auroc([(place, *counts[:, place].tolist()) for place in range(counts.shape[1])])
     positives, negatives = margin[y == 1], margin[y == 0]
     if not len(positives) or not len(negatives):
         assert found is None

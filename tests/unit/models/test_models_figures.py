@@ -16,12 +16,12 @@ from fedctl_wire.messages import TrainSettings
 @pytest.mark.parametrize(
     ("histogram", "expected"),
     [
-        (((2, 0, 0), (0, 0, 3)), 1.0),
-        (((0, 0, 2), (3, 0, 0)), 0.0),
-        (((1, 1), (1, 1)), 0.5),
-        (((3, 1, 0), (0, 1, 1)), 0.9375),  # of 8 pairs 7 are ordered right and one is a tie
-        (((0, 0), (1, 1)), None),
-        (((1, 1), (0, 0)), None),
+        (((0, 2, 0), (9, 0, 3)), 1.0),
+        (((0, 0, 3), (9, 2, 0)), 0.0),
+        (((0, 1, 1), (1, 1, 1)), 0.5),
+        (((0, 3, 0), (1, 1, 1), (2, 0, 1)), 0.9375),  # of 8 pairs 7 are ordered right and one is a tie
+        (((0, 0, 1), (1, 0, 1)), None),
+        (((0, 1, 0), (1, 1, 0)), None),
     ],
 )
 def test_auroc_of_small_histograms(histogram: Any, expected: float | None) -> None:
