@@ -135,7 +135,8 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
 def resolve(store: ReadStore, reference: str) -> ModelVersion:
     """The version that `health`, `health@3` or `health@published` means.
 
-    A bare name is the published version, or the latest one while nothing is published.
+    A bare name is the published version, or the latest draft while nothing is published: a candidate
+    that was rejected is nobody's starting point.
 
     Raises:
         UsageError: The words after `@` are neither a number nor `published`.
@@ -155,7 +156,7 @@ def resolve(store: ReadStore, reference: str) -> ModelVersion:
         raise NotFoundError(
             f"no version of {name} is published", hint=f"see: fedctl model show {name}", subject=reference
         )
-    return store.version(name, model.latest_version)
+    return [version for version in store.versions(name) if version.state is VersionState.DRAFT][-1]
 
 
 def show(store: ReadStore, home: Home, reference: str) -> ModelDetail:

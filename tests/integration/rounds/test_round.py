@@ -191,3 +191,12 @@ def test_cancel_ends_a_round_that_another_thread_drives(small: TestFleet) -> Non
     thread.join(20)
     assert summary.phase is RoundPhase.CANCELLED
     assert outcome == [RoundPhase.CANCELLED]
+
+
+def test_a_rejected_candidate_is_nobodys_starting_point(small: TestFleet) -> None:
+    wishes = replace(WISHES, lr=8.0, momentum=0.9, tolerance=0.0)
+    with small.store() as store:
+        (rejected,) = rounds.start(store, small.home, MODEL, EVERYONE, wishes=wishes).rounds
+        assert rejected.phase is RoundPhase.REJECTED
+        (after,) = rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES).rounds
+    assert after.base_version == rejected.base_version
