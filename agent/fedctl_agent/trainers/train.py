@@ -8,7 +8,7 @@ from fedctl_agent.sources import Part, local_data
 from fedctl_agent.trainers.contract import JobContext, JobError, Outcome
 from fedctl_agent.trainers.model import LoadedModel, load_model
 from fedctl_agent.trainers.reporter import Reporter
-from fedctl_agent.trainers.tensorfile import read_tensors, write_tensors
+from fedctl_agent.trainers.tensorfile import read_tensors, write_difference
 from fedctl_graph import optimisers
 from fedctl_graph.errors import GraphError
 from fedctl_graph.metrics import NonFiniteError
@@ -73,15 +73,7 @@ def _train(context: JobContext, settings: TrainSettings, model: LoadedModel, par
 
 
 def _write_update(context: JobContext, model: LoadedModel, weight: int) -> None:
-    """Turn the trained parameters into deltas, in place, and write those that may leave the device."""
-    tensors = context.manifest.update_layout()
-    # The base is read again rather than kept beside the parameters while they train.
-    base = read_tensors(context.model_dir / WEIGHTS_FILE, context.manifest.weights_layout())
-    for info in tensors:
-        delta = model.parameters[info.name]
-        delta -= base.pop(info.name)
-        if not np.isfinite(delta).all():
-            raise JobError("non_finite", f"training diverged: the update of {info.name!r} is not finite")
+    """Write the difference to the base of the parameters that may leave the device."""
     metadata = {
         "format": FORMAT,
         "round": context.plan.round,
@@ -89,4 +81,13 @@ def _write_update(context: JobContext, model: LoadedModel, weight: int) -> None:
         "base": context.plan.base.sha256,
         "examples": str(weight),
     }
-    write_tensors(context.output, tensors, model.parameters, metadata)
+    # The base is read again rather than kept beside the parameters while they train.
+    base = read_tensors(context.model_dir / WEIGHTS_FILE, context.manifest.weights_layout())
+    tensors = context.manifest.update_layout()
+    try:
+        write_difference(context.output, tensors, (model.parameters, base), metadata)
+    except FloatingPointError as error:
+        context.output.unlink()
+        raise JobError(
+            "non_finite", f"training diverged: the update of {str(error)!r} is not finite"
+        ) from error
