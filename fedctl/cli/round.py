@@ -160,7 +160,10 @@ def show(round_id: Annotated[int, typer.Argument(metavar="ROUND", help="A round'
     """,
 )
 def watch(ctx: typer.Context, round_id: RoundNumber = None) -> View:
-    """Follow a round that another process drives, until it ends; by default the newest."""
+    """Follow a round that another process drives, until it ends; by default the newest.
+
+    Exit code 6: it ended and was not published.
+    """
     from fedctl.cli import round_views as views
     from fedctl.cli.progress import Watcher
     from fedctl.ops import rounds as operations

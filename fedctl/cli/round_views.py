@@ -196,7 +196,13 @@ def shown(detail: RoundDetail) -> View:
 
 
 def watched(summary: RoundSummary) -> View:
-    """A round that `round watch` followed to its end."""
+    """A round that `round watch` followed to its end, or that nobody drives.
+
+    Raises:
+        NotMetError: It ended and was not published.
+    """
+    if summary.phase.final:
+        check_published(summary)
     row = to_json(summary)
     return View({"round": row}, [closing([summary])], [row], [str(summary.id)])
 
@@ -225,7 +231,9 @@ def closing(rounds: Sequence[RoundSummary]) -> list[str]:
     lines = []
     for r in rounds:
         parts = [
-            f"published {r.model}@{r.result_version}" if r.result_version else f"round {r.id}: {r.phase}",
+            f"published {r.model}@{r.result_version}"
+            if r.phase is RoundPhase.PUBLISHED  # a candidate that waits for its gate has a version too
+            else f"round {r.id}: {r.phase}",
             f"{r.contributors} of {r.cohort}",
             *([_measures(r)] if r.loss is not None else []),
             *([f"gate {r.gate}"] if r.gate == "none" else []),

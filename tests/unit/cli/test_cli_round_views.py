@@ -114,6 +114,18 @@ def test_nothing_to_resume_is_fine_and_a_failed_one_is_not() -> None:
         views.resumed([PUBLISHED, FAILED])
 
 
+@pytest.mark.parametrize("phase", [RoundPhase.REJECTED, RoundPhase.CANCELLED, RoundPhase.FAILED])
+def test_watching_a_round_that_ended_unpublished_is_no_success(phase: RoundPhase) -> None:
+    with pytest.raises(NotMetError, match=r"round 41 of health .*(rejected|cancelled|failed)") as caught:
+        views.watched(replace(PUBLISHED, phase=phase, gate="failed", reason="loss rose"))
+    assert "health@12 stays" in caught.value.hint
+
+
+def test_a_candidate_before_its_gate_is_not_called_published() -> None:
+    view = views.watched(replace(PUBLISHED, phase=RoundPhase.EVALUATING, gate=None, loss=None))
+    assert sentences(view)[0].startswith("round 41: evaluating   6 of 8")
+
+
 def test_the_table_grows_by_a_row_a_round(capsys: pytest.CaptureFixture[str]) -> None:
     with Watcher(quiet=False) as watcher:
         table = views.RoundTable(Session(), watcher)
