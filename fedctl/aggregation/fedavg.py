@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedctl.aggregation.partfile import PartFile, unusable
 from fedctl.aggregation.reduce import weighted_mean
-from fedctl.core.errors import ConfigError, NotMetError
+from fedctl.core.durable import PartFile
+from fedctl.core.errors import ConfigError, NotMetError, unreadable
 from fedctl_wire.errors import WireError
 from fedctl_wire.manifest import Manifest
 from fedctl_wire.tensors import TensorInfo, header_bytes, read_file_header
@@ -154,7 +154,7 @@ class _DataFile:
         try:
             header = read_file_header(path)
         except OSError as error:
-            raise unusable(path, error) from error
+            raise unreadable(path, error) from error
         except WireError as error:
             raise self._damaged(str(error)) from error
         if header.tensors != layout:
@@ -175,7 +175,7 @@ class _DataFile:
             else:
                 count = os.preadv(self._descriptor, (into.data,), position)
         except OSError as error:
-            raise unusable(self._path, error) from error
+            raise unreadable(self._path, error) from error
         if count != into.nbytes:
             raise self._damaged("it was cut short")
 
@@ -184,7 +184,7 @@ class _DataFile:
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise unusable(self._path, error) from error
+            raise unreadable(self._path, error) from error
         try:
             yield descriptor
         finally:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedctl.aggregation.partfile import unusable
-from fedctl.core.errors import DeviceError
+from fedctl.core.errors import DeviceError, unreadable
+from fedctl.core.scaling import scaling_of
 from fedctl_wire.errors import WireError
 from fedctl_wire.manifest import Preprocessing
 from fedctl_wire.tensors import TensorInfo, layout, read_file_header
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_STD_FLOOR = 1e-6
 _SUMS = ("count", "sum", "sumsq")
 
 
@@ -28,8 +27,7 @@ def stats_layout(features: int) -> tuple[TensorInfo, ...]:
 def scaling_from_stats(results: Mapping[str, Path], features: int) -> Preprocessing:
     """Mean and standard deviation per feature over all devices' present cells.
 
-    Added in float64 in device order, so that the same results give the same bits. A feature that no
-    device has gets mean 0 and deviation 1; one that never varies the deviation 1e-6.
+    Added in float64 in device order, so that the same results give the same bits.
 
     Args:
         results: Device name to its checked `stats` result.
@@ -44,13 +42,7 @@ def scaling_from_stats(results: Mapping[str, Path], features: int) -> Preprocess
     totals = np.zeros((len(_SUMS), features))
     for device, path in sorted(results.items()):
         totals += _read_sums(device, path, features)
-    count, total, squares = totals
-    present = count > 0
-    divisor = np.where(present, count, 1.0)
-    mean = np.where(present, total / divisor, 0.0)
-    variance = np.maximum(squares / divisor - mean * mean, 0.0)  # rounding may bring it below 0
-    std = np.where(present, np.maximum(np.sqrt(variance), _STD_FLOOR), 1.0)
-    return Preprocessing(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    return scaling_of(*totals.tolist())
 
 
 def _read_sums(device: str, path: Path, features: int) -> NDArray[np.float64]:
@@ -62,7 +54,7 @@ def _read_sums(device: str, path: Path, features: int) -> NDArray[np.float64]:
             stream.seek(header.data_start)
             data = stream.read(header.data_bytes)
     except OSError as error:
-        raise unusable(path, error) from error
+        raise unreadable(path, error) from error
     except WireError as error:
         raise _impossible(device, str(error)) from error
     if header.tensors != stats_layout(features):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fedctl.aggregation.partfile import PartFile
+from fedctl.core.durable import PartFile
 from fedctl.core.errors import DeviceError
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import LIMITS
@@ -25,20 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_FORMAT = "fedctl-update-v1"
 _PREFIX_BYTES = 8  # of a safetensors file: the length of its header
 _BLOCK_BYTES = 256 * 1024  # 64 Ki float32 values are checked at a time
-
-
-def update_metadata(*, round_id: str, plan: str, base: str, examples: int) -> dict[str, str]:
-    """What the header of a client update must say: its round's uuid, plan and base hash, and examples."""
-    return {
-        "format": _FORMAT,
-        "round": round_id,
-        "plan": plan,
-        "base": base,
-        "examples": str(examples),
-    }
 
 
 @dataclass(frozen=True, slots=True)

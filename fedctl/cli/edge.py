@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import typer
 
 from fedctl.cli.screen import Screen, write
-from fedctl.core.errors import ConfigError, ExitCode, FedctlError
+from fedctl.core.errors import ConfigError, ExitCode, FedctlError, reason_of
 from fedctl_wire.errors import WireError
 
 _WIRE_EXITS = {
@@ -97,7 +97,7 @@ def _write(lines: list[str]) -> None:
 
 def _explain_disk(error: OSError) -> Failure:
     subject = "" if error.filename is None else str(error.filename)
-    cause = (error.strerror or str(error)).lower()
+    cause = reason_of(error)
     message = f"{subject}: {cause}" if subject else cause
     return Failure("disk", message, _DISK_HINTS[error.errno or 0], subject, ExitCode.CONFIG)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TextIO
 
-from fedctl.core.errors import ConfigError
+from fedctl.core.errors import ConfigError, reason_of
 
 _FALLBACK_COLUMNS = 80
 _GREEN, _RED, _RESET = "\x1b[32m", "\x1b[31m", "\x1b[0m"
@@ -89,7 +89,7 @@ def write(stream: TextIO, lines: Iterable[str]) -> None:
     except OSError as error:
         _discard(stream)
         raise ConfigError(
-            f"cannot write the output: {error.strerror}", hint="free space where the output goes"
+            f"cannot write the output: {reason_of(error)}", hint="free space where the output goes"
         ) from error
 
 

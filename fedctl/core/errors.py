@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -112,3 +113,13 @@ class DeviceError(FedctlError):
     """
 
     exit_code = ExitCode.PARTIAL
+
+
+def reason_of(error: OSError) -> str:
+    """What the operating system says went wrong, in lower case for the end of a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
+def unreadable(path: Path, error: OSError, *, hint: str = "check that you may read it") -> ConfigError:
+    """The error for a file of the workstation that cannot be read."""
+    return ConfigError(f"cannot read {path}: {reason_of(error)}", hint=hint, subject=str(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from fedctl.core.scaling import scaling_of
 from fedctl.models.built import BuiltModel
 from fedctl_wire.codec import parse_bytes
 from fedctl_wire.limits import LIMITS
@@ -24,24 +25,16 @@ if TYPE_CHECKING:
     Weights = dict[str, NDArray[np.float32]]
     Data = tuple[NDArray[np.float32], NDArray[np.int64]]
 
-STD_FLOOR = 1e-6
 
-
-def scaling_of(parts: Iterable[NDArray[np.float32]]) -> Preprocessing:
+def scaling_from(parts: Iterable[NDArray[np.float32]]) -> Preprocessing:
     """The scaling that a fleet would get whose devices hold these features, each (n, features).
 
-    A feature that never varies gets deviation 1e-6, one that is present nowhere mean 0 and
-    deviation 1. At least one part.
+    At least one part.
     """
     import numpy as np
 
-    sums = sum(np.stack(_sums(x)) for x in parts)
-    count, total, squares = np.asarray(sums)
-    divisor = np.maximum(count, 1)
-    mean = total / divisor
-    std = np.maximum(np.sqrt(np.maximum(squares / divisor - mean * mean, 0)), STD_FLOOR)
-    std[count == 0] = 1
-    return Preprocessing(tuple(mean.tolist()), tuple(std.tolist()))
+    sums = np.sum([_sums(x) for x in parts], axis=0)
+    return scaling_of(*sums.tolist())
 
 
 def _sums(x: NDArray[np.float32]) -> list[NDArray[np.float64]]:

@@ -56,7 +56,7 @@ def _reach(
 ) -> float:
     from fedctl.models import local
 
-    scaling = local.scaling_of([data[0]])
+    scaling = local.scaling_from([data[0]])
     weights = local.fit(model, data, settings=settings, seed=seed, scaling=scaling)
     measured = total([local.evaluate(model, weights, person, scaling=scaling) for person in unseen])
     if measured.histogram is None:

@@ -7,14 +7,13 @@ durable. What is read back is held against the operator's signature and the mani
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
+from fedctl.core.durable import PartFile
 from fedctl.core.errors import ConfigError, FedctlError, NotFoundError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
@@ -252,14 +251,7 @@ def export(store: ReadStore, home: Home, reference: str, path: Path, *, force: b
         )
     if path.exists() and not force:
         raise UsageError(f"{path} exists", hint="replace it with --force", subject=str(path), code="exists")
-    try:
-        size = _write_plain(bundle, path)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {path}: {(error.strerror or str(error)).lower()}",
-            hint="choose a place that exists, is writable and has room",
-            subject=str(path),
-        ) from error
+    size = _write_plain(bundle, path)
     scaled = bundle.manifest.preprocessing is not None
     return ExportResult(model=version.model, version=version.version, path=path, bytes=size, scaled=scaled)
 
@@ -353,24 +345,15 @@ def _write_plain(bundle: Bundle, path: Path) -> int:
         [] if scaling is None else [(f"preprocessing.{part}", "F64", features) for part in ("mean", "std")]
     )
     specs += [(info.name, info.dtype, info.shape) for info in weights.tensors]  # after what is aligned to 8
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as target, bundle.weights.open("rb") as source:
-            target.write(header_bytes(layout(specs), _metadata(bundle)))
-            if scaling is not None:
-                target.write(_float64(scaling.mean) + _float64(scaling.std))
-            source.seek(weights.data_start)
-            while block := source.read(_BLOCK_BYTES):
-                target.write(block)
-            target.flush()
-            os.fchmod(target.fileno(), 0o644)
-            os.fsync(target.fileno())
-            size = target.tell()
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return size
+    with PartFile(path) as target, bundle.weights.open("rb") as source:
+        target.write(header_bytes(layout(specs), _metadata(bundle)))
+        if scaling is not None:
+            target.write(_float64(scaling.mean) + _float64(scaling.std))
+        source.seek(weights.data_start)
+        while block := source.read(_BLOCK_BYTES):
+            target.write(block)
+        target.commit()
+    return path.stat().st_size
 
 
 def _metadata(bundle: Bundle) -> dict[str, str]:

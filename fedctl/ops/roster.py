@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
+from fedctl.core.durable import write_file
 from fedctl.core.errors import ConfigError, LockedError
 from fedctl.core.home import Home
 from fedctl.core.records import Device
-from fedctl.release.durable import write_file
 from fedctl.release.trust import sign_roster
 from fedctl.store import Store
 from fedctl.store.lock import hold_lock

@@ -6,13 +6,16 @@ the same bytes. Nothing here builds or evaluates a model.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fedctl.core.errors import ConfigError, TrustError
-from fedctl.release.durable import link_or_copy, sha256_of, staged_directory
+from fedctl.core.durable import staged_directory
+from fedctl.core.errors import ConfigError, TrustError, unreadable
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import LIMITS
 from fedctl_wire.manifest import (
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from numpy.typing import NDArray
 
+_BLOCK_BYTES = 1024 * 1024
 _DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "|u1"}
 
 
@@ -151,9 +155,9 @@ def next_version(
         TrustError: When `weights` has other tensors than the parent.
     """
     with staged_directory(directory) as staging:
-        link_or_copy(parent.directory / GRAPH_FILE, staging / GRAPH_FILE)
-        link_or_copy(parent.directory / GOLDEN_FILE, staging / GOLDEN_FILE)
-        link_or_copy(weights or parent.weights, staging / WEIGHTS_FILE)
+        _link_or_copy(parent.directory / GRAPH_FILE, staging / GRAPH_FILE)
+        _link_or_copy(parent.directory / GOLDEN_FILE, staging / GOLDEN_FILE)
+        _link_or_copy(weights or parent.weights, staging / WEIGHTS_FILE)
         manifest = replace(
             parent.manifest,
             model_version=version,
@@ -206,7 +210,7 @@ def _finish(staging: Path, manifest: Manifest, operator_key: Ed25519PrivateKey) 
 
 def _measure(directory: Path) -> dict[str, BundleFile]:
     return {
-        name: BundleFile(sha256_of(directory / name), (directory / name).stat().st_size)
+        name: BundleFile(_sha256_of(directory / name), (directory / name).stat().st_size)
         for name in BUNDLE_FILES
     }
 
@@ -217,17 +221,33 @@ def _read_manifest(directory: Path) -> bytes:
         with path.open("rb") as stream:
             return stream.read(LIMITS.json_body_bytes + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", subject=str(path)) from error
+        raise unreadable(path, error) from error
 
 
 def _check_file(path: Path, expected: BundleFile, *, hashed: bool) -> None:
     try:
         size = path.stat().st_size
-        found = sha256_of(path) if hashed else expected.sha256
+        found = _sha256_of(path) if hashed else expected.sha256
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", subject=str(path)) from error
+        raise unreadable(path, error) from error
     if size != expected.bytes or found != expected.sha256:
         raise TrustError(f"{path} is not the file that its manifest lists", subject=str(path), code="hash")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give `target` the bytes of `source`: a hard link on one file system, a copy across two."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:

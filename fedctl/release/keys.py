@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedctl.core.errors import ConfigError, TrustError
+from fedctl.core.durable import make_directory, write_file
+from fedctl.core.errors import ConfigError, TrustError, reason_of, unreadable
 from fedctl.core.home import Home
-from fedctl.release.durable import make_directory, write_file
 from fedctl_wire.errors import WireError
 from fedctl_wire.signing import generate_key, private_key_from_pem, private_key_to_pem, public_key
 
@@ -190,11 +190,13 @@ def _read(path: Path, *, hint: str) -> bytes:
         with path.open("rb") as stream:
             return stream.read(_KEY_BYTES_LIMIT)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=hint, subject=str(path)) from error
+        raise unreadable(path, error, hint=hint) from error
 
 
 def _restrict(directory: Path) -> None:
     try:
         directory.chmod(0o700)
     except OSError as error:
-        raise ConfigError(f"cannot protect {directory}: {error.strerror}", subject=str(directory)) from error
+        raise ConfigError(
+            f"cannot protect {directory}: {reason_of(error)}", subject=str(directory)
+        ) from error

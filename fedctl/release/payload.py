@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fedctl.core.durable import make_directory, write_file
 from fedctl.core.errors import ConfigError
-from fedctl.release.durable import make_directory, write_file
 
 PACKAGES = ("fedctl_agent", "fedctl_graph", "fedctl_wire")
 BYTECODE_MAGIC = importlib.util.MAGIC_NUMBER.hex()  # same on both sides: same byte code

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedctl.core.durable import make_directory
 from fedctl.core.errors import ConfigError
-from fedctl.release.durable import make_directory
 
 NEEDED: Mapping[str, str] = {"psutil": "5.9", "numpy": "1.24", "cryptography": "42", "h11": "0.14"}
 _COMPANIONS: Mapping[str, tuple[str, ...]] = {"cryptography": ("cffi", "pycparser")}

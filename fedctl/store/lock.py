@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedctl.core.clock import SYSTEM_CLOCK, Clock, rfc3339
-from fedctl.core.errors import ConfigError, LockedError
+from fedctl.core.errors import ConfigError, LockedError, reason_of
 from fedctl.core.home import Home
 
 _HOLDER_BYTES = 100  # of "PID TIME" that are read back
@@ -90,7 +90,7 @@ def _name_holder(descriptor: int, text: str, path: Path) -> None:
 
 def _unusable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"lock file {path} cannot be used: {error.strerror}",
+        f"lock file {path} cannot be used: {reason_of(error)}",
         hint="make the directory writable and free some space, or set FEDCTL_HOME to another",
         subject=str(path),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from fedctl.core.errors import ConfigError, NotFoundError
+from fedctl.core.errors import ConfigError, NotFoundError, reason_of
 from fedctl.core.home import Home
 from fedctl.core.records import Device, Fleet, Model, ModelVersion, Round, RoundDevice, Task
 from fedctl.core.selector import near_misses
@@ -293,7 +293,7 @@ def existing_database(home: Home) -> Path:
         raise no_fleet(home.database) from error
     except OSError as error:
         raise ConfigError(
-            f"state database {home.database} cannot be opened: {error.strerror}",
+            f"state database {home.database} cannot be opened: {reason_of(error)}",
             hint="check the permissions of the directory, or set FEDCTL_HOME to another",
             subject=str(home.database),
             code="cantopen",

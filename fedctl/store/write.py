@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from fedctl.core.clock import SYSTEM_CLOCK, Clock, rfc3339
-from fedctl.core.errors import ConfigError, LockedError, UsageError
+from fedctl.core.errors import ConfigError, LockedError, UsageError, reason_of
 from fedctl.core.home import Home
 from fedctl.core.records import (
     Device,
@@ -82,7 +82,7 @@ class Store(ReadStore):
             home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ConfigError(
-                f"{home.path} cannot be created: {error.strerror}",
+                f"{home.path} cannot be created: {reason_of(error)}",
                 hint="make its parent directory writable, or set FEDCTL_HOME to another",
                 subject=str(home.path),
             ) from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedctl.core.errors import TrustError, UsageError
+from fedctl.core.errors import TrustError, UsageError, reason_of
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device
@@ -287,7 +287,7 @@ def _read_source(path: Path) -> Source:
         tomllib.loads(text := data.decode())
         name = Name(path.stem, what="source name")
     except OSError as error:
-        raise UsageError(f"cannot read the source {path}: {error.strerror}", subject=str(path)) from error
+        raise UsageError(f"cannot read the source {path}: {reason_of(error)}", subject=str(path)) from error
     except ValueError as error:  # bad UTF-8, bad TOML, a bad name
         raise UsageError(f"source {path}: {error}", subject=str(path)) from error
     return Source(f"{name}.toml", text)

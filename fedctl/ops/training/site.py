@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedctl.aggregation.update import ExpectedFile, UpdateSink, update_metadata
+from fedctl.aggregation.update import ExpectedFile, UpdateSink
 from fedctl.core import round_machine as machine
 from fedctl.core.errors import DeviceError, FedctlError, UnreachableError
 from fedctl.core.gate import plausible
@@ -27,6 +27,7 @@ from fedctl_wire.codec import to_json
 from fedctl_wire.manifest import GRAPH_FILE
 from fedctl_wire.messages import Plan, Result, TaskKind, TaskState, TaskStatus
 from fedctl_wire.signing import Envelope
+from fedctl_wire.update import update_metadata
 
 BUSY_CODE = "busy"
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from fedctl.aggregation.scaling import stats_layout
-from fedctl.aggregation.update import ExpectedFile, ReceivedFile, UpdateSink, update_metadata
+from fedctl.aggregation.update import ExpectedFile, ReceivedFile, UpdateSink
 from fedctl.core.errors import ConfigError, DeviceError, ExitCode
 from fedctl_wire.limits import LIMITS
 from fedctl_wire.tensors import TensorInfo, header_bytes, layout
+from fedctl_wire.update import update_metadata
 
 LAYOUT = layout([("w", "F32", (300, 400)), ("b", "F32", (7,))])
 METADATA = update_metadata(round_id="r", plan="p", base="b", examples=42)
@@ -68,14 +69,13 @@ def test_the_norm_has_the_same_bits_whatever_the_pieces(tmp_path: Path) -> None:
     assert len({receive(tmp_path / "u", data, step=s).norm for s in (997, 4096, 262_144, 10**6)}) == 1
 
 
-def test_nothing_appears_before_commit_and_a_new_attempt_starts_afresh(tmp_path: Path) -> None:
+def test_nothing_has_its_name_before_commit_and_nothing_is_left_of_a_cut_attempt(tmp_path: Path) -> None:
     data = file_bytes()
     with UpdateSink(tmp_path / "u", expected(data)) as sink:
         sink.write(data[:1000])
         assert sink.received == 1000
-        assert [path.name for path in tmp_path.iterdir()] == ["u.part"]
+        assert not (tmp_path / "u").exists()
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "u.part").write_bytes(b"left by a killed run")
     receive(tmp_path / "u", data)
     assert (tmp_path / "u").read_bytes() == data
 
@@ -178,7 +178,7 @@ def test_a_full_disk_is_the_workstations_fault_and_names_the_file(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file/u"):
         receive(tmp_path / "file" / "u", file_bytes())

@@ -169,4 +169,4 @@ def test_only_a_terminal_gets_colour_and_only_for_ticks() -> None:
 def test_a_full_disk_under_stdout_is_an_error_with_a_way_out() -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full, pytest.raises(ConfigError) as caught:
         write(full, ["text"])
-    assert "No space left" in caught.value.message
+    assert "no space left" in caught.value.message

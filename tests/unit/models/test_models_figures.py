@@ -32,7 +32,7 @@ def test_scaling_is_that_of_all_data_together() -> None:
     rng = np.random.default_rng(0)
     parts = [(rng.standard_normal((n, 4)) * [1, 10, 0.1, 5] + 3).astype(np.float32) for n in (30, 1, 70)]
     everything = np.concatenate(parts).astype(np.float64)
-    found = local.scaling_of(parts)
+    found = local.scaling_from(parts)
     np.testing.assert_allclose(found.mean, everything.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.std, everything.std(axis=0), rtol=1e-9)
     assert found.clip == 8.0
@@ -40,13 +40,13 @@ def test_scaling_is_that_of_all_data_together() -> None:
 
 def test_a_feature_that_never_changes_or_is_never_there_can_be_divided_by() -> None:
     x = np.array([[2, np.nan, 1], [2, np.nan, np.nan]], np.float32)
-    found = local.scaling_of([x])
+    found = local.scaling_from([x])
     assert found.mean == (2.0, 0.0, 1.0)
     assert found.std == (1e-6, 1.0, 1e-6)
 
 
 def test_rounding_below_zero_is_no_variance() -> None:
-    found = local.scaling_of([np.full((7, 1), 0.3, np.float32), np.full((3, 1), 0.3, np.float32)])
+    found = local.scaling_from([np.full((7, 1), 0.3, np.float32), np.full((3, 1), 0.3, np.float32)])
     assert found.std == (pytest.approx(1e-6),)
 
 
@@ -62,7 +62,7 @@ def data(n: int = 400) -> tuple[Any, Any]:
 def test_training_in_process_learns_and_leaves_its_arguments_alone() -> None:
     x, y = data()
     before, first = x.copy(), {name: w.copy() for name, w in MODEL.weights.items()}
-    scaling = local.scaling_of([x])
+    scaling = local.scaling_from([x])
     settings = TrainSettings(lr=0.1, momentum=0.9, local_epochs=10)
     weights = local.fit(MODEL, (x, y), settings=settings, seed=0, scaling=scaling)
     start = local.evaluate(MODEL, MODEL.weights, (x, y), scaling=scaling)

@@ -25,7 +25,7 @@ def ready(bench: Bench) -> Bench:
     """A bench with data and a scaled model."""
     bench.source(test_fraction=0.25)
     x, _ = bench.examples(80)
-    bench.manifest = write_bundle(bench.root / "model", bench.built, scaling=local.scaling_of([x[:60]]))
+    bench.manifest = write_bundle(bench.root / "model", bench.built, scaling=local.scaling_from([x[:60]]))
     return bench
 
 

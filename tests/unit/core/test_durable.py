@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fedctl.core import durable
 from fedctl.core.errors import ConfigError
-from fedctl.release import durable
 
 
 def test_a_file_gets_its_mode_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_disk_that_refuses_is_named_and_keeps_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ConfigError, match="No space left on device") as error:
+    with pytest.raises(ConfigError, match="no space left on device") as error:
         durable.write_file(path, b"new")
     assert str(path) in error.value.message
     assert path.read_bytes() == b"old"
