@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperOption
 
 from fedctl.cli.command import Group, Session, epilog
+from fedctl.core.errors import ExitCode, UsageError
 
 NOUNS = {  # name: (one line of `fedctl --help`, module whose `app` has the command)
     "init": ("Create the fleet: keys and state database.", "fedctl.cli.init"),
@@ -33,10 +35,16 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; everything that can go wrong ends here."""
     session = Session()
     try:
+        _check_text(arguments)
         with root().make_context("fedctl", list(arguments), obj=session) as context:
             return int(context.command.invoke(context))
     except typer.Exit as end:
         return end.exit_code
+    except BrokenPipeError:  # whoever read the help has gone (`| head -1`)
+        from fedctl.cli.screen import discard
+
+        discard(sys.stdout)
+        return ExitCode.OK
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one catch
         from fedctl.cli.edge import report
 
@@ -54,6 +62,17 @@ def asks_for_json(arguments: Sequence[str]) -> bool:
     """Whether `-o json` or `-o jsonl` stands anywhere, also behind a word that could not be parsed."""
     line = " ".join(arguments).replace("--output", "-o").replace("-o=", "-o").replace("-o ", "-o")
     return any(word in {"-ojson", "-ojsonl"} for word in line.split())
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{word!r} is not text in this locale's encoding",
+                hint="use a UTF-8 locale, for example: LC_ALL=C.UTF-8 fedctl …",
+            ) from None
 
 
 def _loader(module: str) -> Any:

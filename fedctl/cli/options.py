@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from fedctl.core.home import Home
 if TYPE_CHECKING:
     from fedctl.core.records import Device
     from fedctl.store import ReadStore, Store
+
+_DAY_S = 24 * 3600
 
 Names = Annotated[
     list[str] | None,
@@ -33,7 +36,25 @@ RootKey = Annotated[
     Path | None,
     typer.Option("--root-key", metavar="PATH", help="Where the root key is, if not in the fleet's home."),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="For each device.")]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):  # no range keeps out what is not a number
+        raise typer.BadParameter(f"{value} is not a number of seconds")
+    return value
+
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        min=0.001,
+        max=_DAY_S,
+        callback=_finite,
+        help="For each device.",
+    ),
+]
 Parallel = Annotated[int, typer.Option("--parallel", metavar="N", min=1, help="Devices at the same time.")]
 
 

@@ -12,8 +12,9 @@ from fedctl.cli.output import View
 
 app = Noun("round", "Train a model on the devices' own data.")
 
+_MOST = 2**53  # far above any number of rounds, and a number that SQLite can look for
 RoundNumber = Annotated[
-    int | None, typer.Argument(metavar="[ROUND]", help="A round's number.", show_default=False)
+    int | None, typer.Argument(metavar="[ROUND]", max=_MOST, help="A round's number.", show_default=False)
 ]
 Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds to run.")]
 Until = Annotated[
@@ -126,7 +127,9 @@ def start(  # noqa: PLR0913 - one parameter an option
 def list_(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Only this model's.")] = None,
     *,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="The newest so many.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, max=_MOST, help="The newest so many.")
+    ] = 50,
 ) -> View:
     """List rounds, newest first."""
     from fedctl.cli import round_views as views
@@ -143,7 +146,9 @@ def list_(
     fedctl round show 41 -o json
     """,
 )
-def show(round_id: Annotated[int, typer.Argument(metavar="ROUND", help="A round's number.")]) -> View:
+def show(
+    round_id: Annotated[int, typer.Argument(metavar="ROUND", max=_MOST, help="A round's number.")],
+) -> View:
     """Show one round: what was planned, what became of it, and what each device did."""
     from fedctl.cli import round_views as views
     from fedctl.ops import rounds as operations

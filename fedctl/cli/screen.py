@@ -85,15 +85,15 @@ def write(stream: TextIO, lines: Iterable[str]) -> None:
         stream.writelines(f"{line}\n" for line in lines)
         stream.flush()
     except BrokenPipeError:
-        _discard(stream)
+        discard(stream)
     except OSError as error:
-        _discard(stream)
+        discard(stream)
         raise ConfigError(
             f"cannot write the output: {reason_of(error)}", hint="free space where the output goes"
         ) from error
 
 
-def _discard(stream: TextIO) -> None:
+def discard(stream: TextIO) -> None:
     """Let what is still buffered go nowhere, or the interpreter complains about it at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())

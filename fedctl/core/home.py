@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedctl.core.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
@@ -15,12 +17,23 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        """`$FEDCTL_HOME`, else `fedctl` under the XDG state directory."""
+        """`$FEDCTL_HOME`, else `fedctl` under the XDG state directory.
+
+        Raises:
+            ConfigError: When a `~` in it stands for no directory.
+        """
         explicit = os.environ.get("FEDCTL_HOME")
-        if explicit:
-            return cls(Path(explicit).expanduser().absolute())
         state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-        return cls(Path(state).expanduser().absolute() / "fedctl")
+        path = Path(explicit) if explicit else Path(state) / "fedctl"
+        try:
+            return cls(path.expanduser().absolute())
+        except RuntimeError as error:  # no such user, or one without a home directory
+            raise ConfigError(
+                f"cannot tell where {path} is: {path.parts[0]} is nobody's home directory",
+                hint="set FEDCTL_HOME to the path of a directory",
+                subject=str(path),
+                code="home",
+            ) from error
 
     @property
     def database(self) -> Path:
@@ -41,6 +54,11 @@ class Home:
     def locks(self) -> Path:
         """Directory of lock files, one a fleet and model."""
         return self.path / "locks"
+
+    @property
+    def demo_mark(self) -> Path:
+        """A file that is there from the first to the last moment of a demo's home."""
+        return self.path / "demo.mark"
 
     def bundle(self, model: str, version: int) -> Path:
         """Directory of one model version's bundle."""

@@ -10,6 +10,9 @@ from fedctl.core.until import Until
 from fedctl_wire.manifest import Manifest
 from fedctl_wire.messages import BaseModel, Cohort, Plan, RoundRules, TaskKind, TrainSettings
 
+_MOST = 10**9  # epochs or examples; far from what a signed plan can hold
+_LONGEST_S = 365 * 24 * 3600
+
 
 @dataclass(frozen=True, slots=True)
 class RoundWishes:
@@ -103,17 +106,21 @@ def check_wishes(wishes: RoundWishes) -> None:
     Raises:
         UsageError: Naming the option that is out of range.
     """
-    positive = {
-        "--local-epochs": wishes.local_epochs,
-        "--batch-size": wishes.batch_size,
-        "--lr": wishes.lr,
-        "--deadline": wishes.deadline_s,
-        "--max-examples": wishes.max_examples,
-        "--max-update-norm": wishes.max_update_norm,
+    ranges = {
+        "--local-epochs": (wishes.local_epochs, _MOST),
+        "--batch-size": (wishes.batch_size, _MOST),
+        "--lr": (wishes.lr, math.inf),
+        "--deadline": (wishes.deadline_s, _LONGEST_S),
+        "--max-examples": (wishes.max_examples, _MOST),
+        "--max-update-norm": (wishes.max_update_norm, math.inf),
     }
-    for option, value in positive.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
+    for option, (value, most) in ranges.items():
+        if value is None:
+            continue
+        if not 0 < value < math.inf:
             raise UsageError(f"{option} is {value}; it must be greater than 0")
+        if value > most:
+            raise UsageError(f"{option} is {value}; it must be at most {most}")
     if wishes.momentum is not None and not 0 <= wishes.momentum < 1:
         raise UsageError(f"--momentum is {wishes.momentum}; it must be from 0 to below 1")
     if not (math.isfinite(wishes.tolerance) and wishes.tolerance >= 0):

@@ -25,7 +25,7 @@ from fedctl.ops.devices import NewDevice, add_local
 from fedctl.ops.fleet import init
 from fedctl.ops.models import NewModel, create
 from fedctl.ops.round_results import RoundSummary
-from fedctl.store import ReadStore, Store
+from fedctl.store import Store
 from fedctl_wire.messages import TrainSettings
 
 MODEL = "health"
@@ -33,8 +33,8 @@ DAYS = 420
 _HIDDEN = (16,)
 _CLASSES = 2
 _SETTINGS = TrainSettings(lr=0.03, momentum=0.9, local_epochs=3, batch_size=32)
-_DIRECTORY = "demo"  # in the home; its presence marks a demo even before there is a database
-_OWN = ("keys", "models", "rounds", "locks", "cache", _DIRECTORY)  # directories of a home
+_DIRECTORY = "demo"  # in the home: the agents and their people's data
+_OWN = ("keys", "models", "rounds", "locks", "cache", _DIRECTORY)  # directories of a demo's home
 _MOST_DEVICES = 200
 _TOLERANCE = 0.25  # of the gate: with few people a round's loss may jump on the way down
 
@@ -69,7 +69,7 @@ def run(
         observer: Told what happens.
 
     Raises:
-        ConfigError: The home holds a real fleet, or an agent does not start.
+        ConfigError: The home holds a real fleet or other files, or an agent does not start.
         NotMetError: A round was not published.
     """
     if not 2 <= devices <= _MOST_DEVICES or rounds < 1 or seed < 0:
@@ -78,10 +78,9 @@ def run(
             hint=f"use 2 to {_MOST_DEVICES} devices, at least 1 round and a seed of 0 or more",
         )
     began = time.monotonic()
-    _refuse_real_fleet(home)
     if is_demo(home):
         stop(home)
-    (home.path / _DIRECTORY).mkdir(parents=True, mode=0o700)
+    _take(home)
     holdout = max(1, devices // 2)
     data = home.path / _DIRECTORY / "data"
     people = generate(data, people=devices + holdout, days=DAYS, seed=seed).people
@@ -112,21 +111,21 @@ def run(
 
 
 def stop(home: Home) -> int:
-    """End the demo's agents and remove its home; returns how many agents there were.
+    """End the demo's agents and remove what it made; returns how many agents there were.
 
     Raises:
         ConfigError: The home holds a real fleet.
     """
-    _refuse_real_fleet(home)
     if not is_demo(home):
+        if home.database.exists():
+            raise _not_for_a_demo(home, "holds a real fleet", "real_fleet")
         return 0
     agents = stop_agents(_agents(home))
-    for name in _OWN[:-1]:
+    for name in _OWN:
         shutil.rmtree(home.path / name, ignore_errors=True)
-    for path in home.path.iterdir():
-        if path.is_file():
-            path.unlink()
-    shutil.rmtree(home.path / _DIRECTORY)  # last: until then it is known as a demo
+    for path in home.path.glob(f"{home.database.name}*"):
+        path.unlink()
+    home.demo_mark.unlink()  # last: until then it is known as a demo
     if not any(home.path.iterdir()):
         home.path.rmdir()
     return agents
@@ -134,7 +133,7 @@ def stop(home: Home) -> int:
 
 def is_demo(home: Home) -> bool:
     """Whether the home is a demo's, finished or not."""
-    return (home.path / _DIRECTORY).is_dir()
+    return home.demo_mark.is_file()
 
 
 def init_store(home: Home) -> Store:
@@ -143,17 +142,27 @@ def init_store(home: Home) -> Store:
     return Store.open(home)
 
 
-def _refuse_real_fleet(home: Home) -> None:
-    if not home.database.exists():
-        return
-    with ReadStore.open(home) as store:
-        if store.fleet().demo:
-            return
-    raise ConfigError(
-        f"{home.path} holds a real fleet",
+def _take(home: Home) -> None:
+    """Mark an empty home as the demo's, so that whatever is in it later is the demo's to remove."""
+    if home.database.exists():
+        raise _not_for_a_demo(home, "holds a real fleet", "real_fleet")
+    try:
+        home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if names := sorted(path.name for path in home.path.iterdir()):
+            raise _not_for_a_demo(home, f"holds files that are no demo's: {names[0]}", "not_empty")
+        home.demo_mark.touch(mode=0o600)
+    except OSError as error:
+        raise _not_for_a_demo(
+            home, f"cannot be the demo's home: {(error.strerror or str(error)).lower()}", "home"
+        ) from error
+
+
+def _not_for_a_demo(home: Home, why: str, code: str) -> ConfigError:
+    return ConfigError(
+        f"{home.path} {why}",
         hint="give the demo a home of its own: FEDCTL_HOME=~/fedctl-demo fedctl demo",
         subject=str(home.path),
-        code="real_fleet",
+        code=code,
     )
 
 

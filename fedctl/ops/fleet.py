@@ -47,6 +47,8 @@ def init(home: Home, *, root_key: Path | None = None, demo: bool = False) -> Ini
     """
     root_key = root_key.expanduser().absolute() if root_key else None
     with _locked(home):
+        if home.demo_mark.exists() and not demo:
+            raise _held_by_demo(home)
         if _holds_fleet(home):
             return _confirm(home, root_key, demo=demo)
         keys = create_keys(home, root_key)
@@ -84,12 +86,7 @@ def _confirm(home: Home, root_key: Path | None, *, demo: bool) -> InitResult:
     with Store.open(home) as store:
         fleet = store.fleet()
         if fleet.demo and not demo:
-            raise ConfigError(
-                f"{home.path} holds the demo's fleet",
-                hint="end and remove it with: fedctl demo --stop",
-                subject=str(home.path),
-                code="demo",
-            )
+            raise _held_by_demo(home)
         load_operator(home, expected=fleet.operator_key)
         path = root_key or home.keys / ROOT_FILE
         if root_key is not None:
@@ -98,6 +95,15 @@ def _confirm(home: Home, root_key: Path | None, *, demo: bool) -> InitResult:
             _record(store, fleet)
     return InitResult(
         fleet=fleet, home=home.path, root_key=path if root_key or path.exists() else None, created=False
+    )
+
+
+def _held_by_demo(home: Home) -> ConfigError:
+    return ConfigError(
+        f"{home.path} holds the demo's fleet",
+        hint="end and remove it with: fedctl demo --stop",
+        subject=str(home.path),
+        code="demo",
     )
 
 

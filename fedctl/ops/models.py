@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # What the plan of a round takes where nobody says otherwise.
 _DEFAULTS = TrainSettings(lr=0.05, momentum=0.0, local_epochs=2, batch_size=32)
 _BLOCK_BYTES = 1024 * 1024
+_DIGITS = 18  # of a number that SQLite can look for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +149,8 @@ def resolve(store: ReadStore, reference: str) -> ModelVersion:
             raise UsageError(
                 f"{reference!r} is no model version: after @ comes a number or 'published'", subject=reference
             )
-        return store.version(name, int(wanted))
+        number = int(wanted) if len(wanted) <= _DIGITS else 10**_DIGITS
+        return store.version(name, number)
     if model.published_version is not None:
         return store.version(name, model.published_version)
     if at:

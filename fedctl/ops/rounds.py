@@ -59,7 +59,7 @@ def start(
     check_wishes(wishes)
     if rounds < 1:
         raise UsageError(f"--rounds is {rounds}; it must be at least 1")
-    reference = model or _only_model(store)
+    reference = _only_model(store) if model is None else model
     name = resolve(store, reference).model
     until = Until.parse(wishes.until) if wishes.until else None
     try:
