@@ -10,9 +10,9 @@ from fedctl.core.errors import ExitCode, FedctlError
 from fedctl_wire.codec import Json, to_json
 
 if TYPE_CHECKING:
+    from fedctl.core.model_records import Deployment
     from fedctl.core.records import Device
     from fedctl.ops.devices import AddResult, PingOutcome, RemoveOutcome
-    from fedctl.store import Deployment
 
 _SHARED_CODES = {ExitCode.OK, ExitCode.UNREACHABLE, ExitCode.TRUST, ExitCode.REFUSED}
 Cells = tuple[str | None, ...]

@@ -11,7 +11,7 @@ from fedctl.cli.units import byte_count
 from fedctl_wire.codec import Json, to_json
 
 if TYPE_CHECKING:
-    from fedctl.core.records import Model
+    from fedctl.core.model_records import Model
     from fedctl.ops.models import ExportResult, ModelDetail, PushOutcome, PushResult
     from fedctl_wire.manifest import Manifest
 

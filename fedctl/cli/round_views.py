@@ -13,7 +13,7 @@ from fedctl.cli.screen import Screen, write
 from fedctl.cli.units import byte_count, duration, fixed
 from fedctl.core.errors import ExitCode, NotMetError
 from fedctl.core.progress import Event, Note, RoundEnded, RoundStarted
-from fedctl.core.records import RoundPhase
+from fedctl.core.round_records import RoundPhase
 from fedctl_wire.codec import Json, to_json
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from fedctl.core.records import Role, RoundPhase, Stage
+from fedctl.core.records import Role
+from fedctl.core.round_records import RoundPhase, Stage
 
 _ORDER = (Stage.SELECTED, Stage.SENT, Stage.TRAINING, Stage.READY, Stage.COLLECTED)
 _FINAL = frozenset({Stage.AGGREGATED, Stage.EVALUATED, Stage.DROPPED})

@@ -16,10 +16,11 @@ from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
 from fedctl.core.durable import PartFile
 from fedctl.core.errors import ConfigError, FedctlError, NotFoundError, UsageError
 from fedctl.core.home import Home
+from fedctl.core.model_records import Deployment, ModelVersion, VersionState
 from fedctl.core.progress import DeviceProgress, Observer, silent
-from fedctl.core.records import Device, ModelVersion, VersionState
+from fedctl.core.records import Device
 from fedctl.ops.fleet import actor
-from fedctl.store import Deployment, ReadStore, Store
+from fedctl.store import ReadStore, Store
 from fedctl_wire.manifest import Manifest
 from fedctl_wire.messages import ModelInstalled, TrainSettings
 from fedctl_wire.names import Name

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedctl.core.records import Role, RoundDevice, RoundPhase, Stage
+from fedctl.core.records import Role
+from fedctl.core.round_records import RoundDevice, RoundPhase, Stage
 from fedctl_wire.codec import Json
 
 

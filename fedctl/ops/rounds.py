@@ -8,7 +8,7 @@ from fedctl.core.errors import LockedError, NotFoundError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.plan import RoundWishes, check_wishes
 from fedctl.core.progress import DeviceProgress, Note, Observer, silent
-from fedctl.core.records import Round, RoundDevice
+from fedctl.core.round_records import Round, RoundDevice
 from fedctl.core.selector import Selector
 from fedctl.core.until import Until
 from fedctl.ops.models import resolve

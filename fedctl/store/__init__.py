@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fedctl.store.lock import hold_lock
 from fedctl.store.read import ReadStore
-from fedctl.store.rows import Deployment, Event, Op, Totals
 from fedctl.store.write import Store
 
-__all__ = ["Deployment", "Event", "Op", "ReadStore", "Store", "Totals", "hold_lock"]
+__all__ = ["ReadStore", "Store", "hold_lock"]

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fedctl.core.errors import TrustError
-from fedctl.store.rows import Event
-from fedctl_wire.codec import dump_bytes, to_json
+from fedctl_wire.codec import Json, dump_bytes, to_json
 
 FIRST_HASH = "0" * 64  # what the first line has in place of a predecessor's hash
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line of the append-only audit log; `hash` covers every other field, so also the line before."""
+
+    seq: int
+    at: str  # RFC 3339, UTC
+    actor: str  # e.g. "alice@workstation"
+    verb: str  # e.g. "device.add"
+    subject: str
+    result: str  # e.g. "ok"
+    detail: dict[str, Json]
+    op_id: int | None
+    prev_hash: str
+    hash: str
 
 
 def seal(event: Event) -> Event:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fedctl.core.errors import ConfigError, NotFoundError, reason_of
 from fedctl.core.home import Home
-from fedctl.core.records import Device, Fleet, Model, ModelVersion, Round, RoundDevice, Task
+from fedctl.core.records import Device, Fleet
 from fedctl.core.selector import near_misses
 from fedctl.store import rows
 from fedctl.store.connect import (
@@ -23,9 +23,11 @@ from fedctl.store.connect import (
     is_current,
     no_fleet,
 )
-from fedctl.store.rows import Deployment, Event, Op, Totals
 
-if TYPE_CHECKING:  # hashing and signing cost a listing more than reading the database
+if TYPE_CHECKING:  # each would cost a listing of devices more than reading the database
+    from fedctl.core.model_records import Deployment, Model, ModelVersion
+    from fedctl.core.round_records import Round, RoundDevice, Task, Totals
+    from fedctl.store.events import Event
     from fedctl_wire.signing import Envelope
 
 T = TypeVar("T")
@@ -235,7 +237,8 @@ class ReadStore:
         query = """SELECT count(*) AS tasks, coalesce(sum(bytes_up), 0) AS bytes_up,
             coalesce(sum(bytes_down), 0) AS bytes_down, coalesce(sum(cpu_ms), 0) AS cpu_ms
             FROM task WHERE round_id = ?"""
-        return self._one(lambda row: Totals(**row), query, [round_id]) or Totals()
+        (totals,) = self._all(rows.to_totals, query, [round_id])
+        return totals
 
     # ------------------------------------------------------------------ log
 
@@ -243,22 +246,6 @@ class ReadStore:
         """The audit log, oldest first; only the newest `limit` lines when given."""
         query = f"{_EVENT} ORDER BY seq DESC LIMIT ?"
         return self._all(rows.to_event, query, [_NO_LIMIT if limit is None else limit])[::-1]
-
-    def check_events(self) -> str:
-        """Walk the whole audit log and return its last hash.
-
-        Raises:
-            TrustError: When a line was changed or removed.
-        """
-        from fedctl.store import events
-
-        return events.check_chain(self.events())
-
-    def ops(self, *, limit: int | None = None) -> tuple[Op, ...]:
-        """Commands that were run, newest first."""
-        query = """SELECT id, argv, selector, started_at, finished_at, exit_code FROM op
-            ORDER BY id DESC LIMIT ?"""
-        return self._all(rows.to_op, query, [_NO_LIMIT if limit is None else limit])
 
     # ------------------------------------------------------------------ plumbing
 

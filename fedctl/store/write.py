@@ -15,16 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedctl.core.clock import SYSTEM_CLOCK, Clock, rfc3339
 from fedctl.core.errors import ConfigError, LockedError, UsageError, reason_of
 from fedctl.core.home import Home
-from fedctl.core.records import (
-    Device,
-    Fleet,
-    ModelVersion,
-    Round,
-    RoundDevice,
-    RoundPhase,
-    Task,
-    VersionState,
-)
+from fedctl.core.records import Device, Fleet
 from fedctl.store import rows, schema, statements
 from fedctl.store.connect import (
     bring_up_to_date,
@@ -34,10 +25,12 @@ from fedctl.store.connect import (
     user_version,
 )
 from fedctl.store.read import Parameters, ReadStore, existing_database
-from fedctl.store.rows import Deployment, Event
 from fedctl_wire.codec import Json
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # see fedctl.store.read
+    from fedctl.core.model_records import Deployment, ModelVersion, VersionState
+    from fedctl.core.round_records import Round, RoundDevice, RoundPhase, Task
+    from fedctl.store.events import Event
     from fedctl_wire.signing import Envelope
 
 
@@ -245,6 +238,8 @@ class Store(ReadStore):
         Raises:
             NotFoundError: When there is no such version.
         """
+        from fedctl.core.model_records import VersionState
+
         with self.transaction():
             self.set_version_state(model, version, VersionState.PUBLISHED)
             self._write("UPDATE model SET published_version = ? WHERE name = ?", [version, model])
@@ -325,7 +320,6 @@ class Store(ReadStore):
         subject: str,
         result: str = "ok",
         detail: Mapping[str, Json] | None = None,
-        op_id: int | None = None,
     ) -> Event:
         """Append a line to the audit log, chained to the one before."""
         from fedctl.store import events
@@ -333,7 +327,7 @@ class Store(ReadStore):
         with self.transaction():
             last = self.events(limit=1)
             event = events.seal(
-                Event(
+                events.Event(
                     seq=last[0].seq + 1 if last else 1,
                     at=self._now(),
                     actor=actor,
@@ -341,24 +335,13 @@ class Store(ReadStore):
                     subject=subject,
                     result=result,
                     detail=dict(detail or {}),
-                    op_id=op_id,
+                    op_id=None,
                     prev_hash=last[0].hash if last else events.FIRST_HASH,
                     hash="",
                 )
             )
             self._write(statements.ADD_EVENT, rows.values(event))
             return event
-
-    def start_op(self, argv: Sequence[str], *, selector: str | None = None) -> int:
-        """Record that a command began and return its number. Secrets are never in `argv`."""
-        query = "INSERT INTO op (argv, selector, started_at) VALUES (?, ?, ?)"
-        return self._write(query, [rows.to_text(list(argv)), selector, self._now()])
-
-    def finish_op(self, op_id: int, exit_code: int) -> None:
-        """Record how a command ended."""
-        self._write(
-            "UPDATE op SET finished_at = ?, exit_code = ? WHERE id = ?", [self._now(), exit_code, op_id]
-        )
 
     # ------------------------------------------------------------------ plumbing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedctl.aggregation.fedavg import Update, aggregate
-from fedctl.core.records import RoundDevice
+from fedctl.core.round_records import RoundDevice
 from fedctl.ops.training.site import RoundContext
 from fedctl.release.bundle import Bundle, next_version, read_bundle
 

@@ -20,8 +20,10 @@ from fedctl.core import round_machine as machine
 from fedctl.core.errors import FedctlError
 from fedctl.core.gate import Verdict, judge
 from fedctl.core.home import Home
+from fedctl.core.model_records import ModelVersion, VersionState
 from fedctl.core.progress import DeviceProgress, Observer
-from fedctl.core.records import Device, ModelVersion, Round, RoundPhase, Stage, Task, VersionState
+from fedctl.core.records import Device
+from fedctl.core.round_records import Round, RoundPhase, Stage, Task
 from fedctl.ops.fleet import actor
 from fedctl.ops.training.candidate import candidate_bundle, make_candidate
 from fedctl.ops.training.site import Posted, RoundContext, Site, Wiring

@@ -11,7 +11,8 @@ from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
 from fedctl.core.errors import NotFoundError
 from fedctl.core.plan import RoundWishes, quorum_of, round_plan, task_plan
 from fedctl.core.progress import Note, Observer, RoundEnded, RoundStarted
-from fedctl.core.records import Device, Role, Round, RoundDevice, RoundPhase, Stage
+from fedctl.core.records import Device, Role
+from fedctl.core.round_records import Round, RoundDevice, RoundPhase, Stage
 from fedctl.core.selector import Selector
 from fedctl.core.until import Until
 from fedctl.ops.models import resolve

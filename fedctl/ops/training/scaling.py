@@ -14,9 +14,11 @@ from fedctl.aggregation.scaling import scaling_from_stats, stats_layout
 from fedctl.aggregation.update import ExpectedFile, UpdateSink
 from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
 from fedctl.core.errors import DeviceError, FedctlError, NotMetError
+from fedctl.core.model_records import ModelVersion, VersionState
 from fedctl.core.plan import task_plan
 from fedctl.core.progress import DeviceProgress, Note, Observer
-from fedctl.core.records import Device, ModelVersion, Task, VersionState
+from fedctl.core.records import Device
+from fedctl.core.round_records import Task
 from fedctl.ops.fleet import actor
 from fedctl.ops.session import RELEASED, FleetSession
 from fedctl.ops.training.exchange import Assignment, carry_out, verified_result

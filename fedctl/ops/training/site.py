@@ -18,7 +18,8 @@ from fedctl.core import round_machine as machine
 from fedctl.core.errors import DeviceError, FedctlError, UnreachableError
 from fedctl.core.gate import plausible
 from fedctl.core.progress import DeviceProgress
-from fedctl.core.records import Device, Round, Stage, Task
+from fedctl.core.records import Device
+from fedctl.core.round_records import Round, Stage, Task
 from fedctl.ops.session import RELEASED, FleetSession
 from fedctl.ops.training.exchange import Assignment, StoppedError, carry_out, verified_result
 from fedctl.release.bundle import Bundle

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fedctl.core.gate import Measured
-from fedctl.core.records import Role, Round, RoundDevice, RoundPhase, Stage, Task
+from fedctl.core.records import Role
 from fedctl.core.round_machine import NOT_NEEDED, UNUSED, Member, RoundState
+from fedctl.core.round_records import Round, RoundDevice, RoundPhase, Stage, Task
 from fedctl.models.metrics import auroc
 from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RoundSummary
 from fedctl.store import ReadStore

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fedctl.core.errors import FedctlError, TrustError
-from fedctl.core.records import RoundPhase
+from fedctl.core.round_records import RoundPhase
 from fedctl.core.selector import Selector
 from fedctl.ops import rounds
 from fedctl.ops.session import FleetSession

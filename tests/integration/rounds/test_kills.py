@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedctl.core.records import RoundPhase, Stage
+from fedctl.core.round_records import RoundPhase, Stage
 from fedctl.core.selector import Selector
 from fedctl.ops import rounds
 from tests.fleet import MODEL, WISHES, TestAgent, TestFleet, fleet

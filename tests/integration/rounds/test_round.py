@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from fedctl.core.errors import LockedError, NotFoundError, NotMetError, UsageError
+from fedctl.core.model_records import VersionState
 from fedctl.core.progress import DeviceProgress, Event
-from fedctl.core.records import RoundPhase, Stage, VersionState
+from fedctl.core.round_records import RoundPhase, Stage
 from fedctl.core.selector import Selector
 from fedctl.ops import rounds
 from fedctl.store.lock import hold_lock

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedctl.core import round_machine as machine
-from fedctl.core.records import Role, RoundPhase, Stage
+from fedctl.core.records import Role
 from fedctl.core.round_machine import Member, RoundState, resume, step
+from fedctl.core.round_records import RoundPhase, Stage
 
 TRAIN = ("anna", "bert", "carl")
 HOLDOUT = ("dora", "emil")

@@ -12,7 +12,8 @@ from fedctl.cli.output import Format, View
 from fedctl.cli.progress import Watcher
 from fedctl.core.errors import ExitCode, NotMetError
 from fedctl.core.progress import DeviceProgress, RoundEnded, RoundStarted
-from fedctl.core.records import Role, RoundDevice, RoundPhase, Stage
+from fedctl.core.records import Role
+from fedctl.core.round_records import RoundDevice, RoundPhase, Stage
 from fedctl.ops.round_results import RoundSummary, RunResult
 
 PUBLISHED = RoundSummary(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fedctl.core import round_machine as machine
-from fedctl.core.records import Role, RoundPhase, Stage
+from fedctl.core.records import Role
 from fedctl.core.round_machine import Member, RoundState, resume, step
+from fedctl.core.round_records import RoundPhase, Stage
 
 
 def planned(*train: str, holdout: tuple[str, ...] = (), quorum: int = 1) -> RoundState:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from fedctl.core.errors import ConfigError, FedctlError, NotFoundError, TrustError, UsageError
 from fedctl.core.home import Home
-from fedctl.core.records import ModelVersion, VersionState
+from fedctl.core.model_records import ModelVersion, VersionState
 from fedctl.ops.fleet import init
 from fedctl.ops.models import NewModel, create, export, resolve, show
 from fedctl.release.bundle import next_version, read_bundle

@@ -18,6 +18,7 @@ from fedctl.core.errors import ConfigError, ExitCode
 from fedctl.core.home import Home
 from fedctl.core.records import Fleet
 from fedctl.store import ReadStore, Store, connect, schema
+from fedctl.store.events import check_chain
 
 FLEET = Fleet(uuid="3f2a", root_key="aa", operator_key="bb", roster_serial=0, demo=False)
 OPENERS = pytest.mark.parametrize("opener", [ReadStore.open, Store.open], ids=["read", "write"])
@@ -87,18 +88,19 @@ def test_a_damaged_database_is_named(opener: Opener, home: Home, damage: str) ->
 
 def test_a_row_that_cannot_be_read_is_an_error_of_the_file(home: Home) -> None:
     with Store.open(home) as store:
-        store.add_model("har")
-        store.start_op(["x"])
-        store._write("UPDATE op SET argv = 'no json'")
+        store._write(
+            """INSERT INTO device VALUES
+            ('a', 'unix:///a', NULL, 'aa', 1, NULL, NULL, NULL, 'enrolled', 'now', NULL, 'no json', '')"""
+        )
         with pytest.raises(ConfigError, match="a row that cannot be read"):
-            store.ops()
+            store.devices()
 
 
 def fill(store: Store) -> None:
     with store.transaction():
         store.add_model("har")
         for _ in range(200):
-            store.start_op(["x" * 1000])
+            store.add_event(actor="x", verb="x", subject="x" * 1000)
 
 
 def test_a_full_disk_leaves_what_was_there(home: Home) -> None:
@@ -226,7 +228,7 @@ def test_a_killed_writer_leaves_whole_transactions(home: Home, after: int) -> No
         assert len(events) % 2 == 0
         assert len(events) // 2 > confirmed
         assert [e.subject for e in events if e.verb == "a"] == [e.subject for e in events if e.verb == "b"]
-        store.check_events()
+        check_chain(store.events())
         store.add_event(actor="next", verb="test", subject="goes on")
 
 
@@ -236,4 +238,4 @@ def test_many_processes_write_at_once_and_none_fails(home: Home) -> None:
     assert results == [("", 0)] * 20
     with ReadStore.open(home) as store:
         assert len(store.events()) == 20 * 5 * 2
-        store.check_events()
+        check_chain(store.events())
