@@ -445,12 +445,15 @@ def test_a_caller_who_hangs_up_does_not_go_on_waiting(bed: Bed) -> None:
     bed.behave(jobs=["wait"])
     request = bed.request(bed.push())
     bed.put_task(request)
+    others = set(threading.enumerate())
     connection = UnixConnection(bed.state.socket)
     connection.request("GET", f"/v1/tasks/{request.task_id}?wait=60&seen=9")
-    before = threading.active_count()
-    connection.close()
     deadline = time.monotonic() + 10
-    while threading.active_count() >= before:
+    while not (threads := set(threading.enumerate()) - others):
+        assert time.monotonic() < deadline, "nobody took the call"
+        time.sleep(0.02)
+    connection.close()
+    while any(thread.is_alive() for thread in threads):
         assert time.monotonic() < deadline, "its thread still waits"
         time.sleep(0.02)
     (bed.state.path / "go").touch()
