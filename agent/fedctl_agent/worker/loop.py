@@ -7,7 +7,6 @@ an idle wearable does not pay for NumPy.
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import math
@@ -175,9 +174,9 @@ class Worker:
         if not directory.is_dir():
             raise WireError("there is no such task", code="no_task", subject=task)
         run = self._trainer()
-        from fedctl_agent.worker.job import run_job
+        from fedctl_agent.worker.job import prepare_job
 
-        work = functools.partial(run_job, self._state, directory, trust=self._trust, run=run)
+        work = prepare_job(self._state, directory, trust=self._trust, run=run)
         return self._jobs.start(task, directory / "log", work)
 
     def _trainer(self) -> Callable[[JobContext], Outcome]:

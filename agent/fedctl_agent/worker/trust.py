@@ -9,10 +9,11 @@ steering it. No clock is involved: wearables boot in 1970.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fedctl_agent.state import StateDir, read_json
 from fedctl_wire.codec import Json, decode, from_json
@@ -23,6 +24,10 @@ from fedctl_wire.messages import Enrolment, EnrolmentRequest, Plan, Policy, Rost
 from fedctl_wire.names import Name
 from fedctl_wire.signing import Envelope, PayloadType, key_id, private_key_from_pem, public_key, verify
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_REMEMBERED = 4  # plans and manifests each; a round has one plan and two bundles
 T = TypeVar("T")
 Signed = TypeVar("Signed", Enrolment, Plan, Policy, Roster)
 
@@ -55,6 +60,9 @@ class Anchors:
 class Trust:
     """Verifies envelopes against what the state directory holds at that moment.
 
+    What a plan or bundle was found to say is remembered by all bytes of its envelope, until a file that
+    the verdict rests on is replaced: the job of a task verified at its arrival costs no second look.
+
     Every method raises `WireError`: `signature` for a key that is not trusted or another payload
     type, `malformed` or `unknown_field` for a payload that does not decode, `fleet` and `device` for
     one that is meant for others, `rollback` for an older one than is held, `root` for another root
@@ -66,11 +74,15 @@ class Trust:
         self._state = state
         self._stamp: tuple[tuple[int, ...], ...] | None = None
         self._anchors: Anchors | None = None
+        self._plans: dict[Envelope, Plan] = {}
+        self._bundles: dict[Envelope, Manifest] = {}
 
     def anchors(self) -> Anchors:
         """The anchors, verified anew whenever one of their files was replaced."""
         stamp = self._read_stamp()
         if self._anchors is None or stamp != self._stamp:
+            self._plans.clear()
+            self._bundles.clear()
             self._anchors = _guarded(self._read_anchors)
             self._stamp = stamp  # older than what was read, at worst: then it is read once more
         return self._anchors
@@ -78,15 +90,20 @@ class Trust:
     def plan(self, envelope: Envelope) -> Plan:
         """The plan in an envelope signed by an operator of this device's fleet."""
         anchors = self.anchors()
+        if envelope in self._plans:
+            return self._plans[envelope]
         payload = verify(envelope, PayloadType.PLAN, anchors.operator_keys, what="plan")
         plan = _decode(Plan, payload, what="plan")
         _check_fleet(plan.fleet, anchors.fleet, what="plan")
-        return plan
+        return _remember(self._plans, envelope, plan)
 
     def bundle(self, envelope: Envelope) -> Manifest:
         """The manifest in an envelope signed by an operator of this device's fleet."""
         keys = self.anchors().operator_keys
-        return Manifest.from_bytes(verify(envelope, PayloadType.BUNDLE, keys, what="bundle"))
+        if envelope in self._bundles:
+            return self._bundles[envelope]
+        manifest = Manifest.from_bytes(verify(envelope, PayloadType.BUNDLE, keys, what="bundle"))
+        return _remember(self._bundles, envelope, manifest)
 
     def roster(self, envelope: Envelope) -> Roster:
         """A roster that may replace the one held."""
@@ -115,7 +132,7 @@ class Trust:
             roster=Envelope.from_json(request.roster, what="roster"),
             policy=Envelope.from_json(request.policy, what="policy"),
         )
-        _check_membership(offered, _guarded(self._identity_key))
+        _check_membership(offered, public_key(_guarded(self.identity_key)))
         if held is not None:
             _check_fleet(offered.fleet, held.fleet, what="enrolment")
             _check_serial(offered.enrolment.serial, held.enrolment.serial, what="enrolment")
@@ -132,9 +149,13 @@ class Trust:
             raise WireError("this device is enrolled under another root", code="root", subject="root_key")
         return held
 
-    def _identity_key(self) -> str:
-        pem = self._state.identity_key.read_bytes()
-        return public_key(private_key_from_pem(pem, what=self._state.identity_key.name))
+    def identity_key(self) -> Ed25519PrivateKey:
+        """The device's private key.
+
+        Raises:
+            OSError: When there is none to read.
+        """
+        return _private_key(self._state.identity_key.read_bytes(), self._state.identity_key.name)
 
     def _read_stamp(self) -> tuple[tuple[int, ...], ...]:
         state = self._state
@@ -202,6 +223,11 @@ def verified_policy(envelope: Envelope, root_key: str, *, fleet: str, device: st
     return policy
 
 
+@functools.lru_cache(maxsize=1)
+def _private_key(pem: bytes, name: str) -> Ed25519PrivateKey:
+    return private_key_from_pem(pem, what=name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Root:
     root_key: str
@@ -211,6 +237,13 @@ def _decode(cls: type[Signed], payload: bytes, *, what: str) -> Signed:
     value = decode(cls, payload, limit=LIMITS.json_body_bytes, what=what)
     if value.version != 1:
         raise WireError(f"{what} has version {value.version}; this agent reads 1", subject=f"{what}.version")
+    return value
+
+
+def _remember(verdicts: dict[Envelope, T], envelope: Envelope, value: T) -> T:
+    while len(verdicts) >= _REMEMBERED:
+        del verdicts[next(iter(verdicts))]
+    verdicts[envelope] = value
     return value
 
 
