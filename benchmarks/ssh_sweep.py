@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedctl.ops.enrolment.install import launcher_text
-from fedctl.transport import AgentClient, Connections, connect, sweep
+from fedctl.transport import connect, sweep
 from tests.system import SshBed, Sshd, eventually, python_for_all, ssh_bed
 
 _WARM_SWEEPS = 5
@@ -102,16 +102,15 @@ def measure(bed: SshBed, devices: list[Sshd], key: Path, *, profile: bool) -> di
     import httpx  # noqa: F401 - importing is not what is measured
     import paramiko  # noqa: F401
 
-    with Connections() as connections:
-
-        def client(device: Sshd) -> AgentClient:
+    with contextlib.ExitStack() as open_clients:
+        clients = {}
+        for device in devices:
             url = f"ssh://{bed.user}@{device.address}:{device.port}"
-            return connections.client(
-                url, lambda: connect(device=device.address, url=url, host_key=device.host_key, login_key=key)
-            )
+            client = connect(device=device.address, url=url, host_key=device.host_key, login_key=key)
+            clients[device.address] = open_clients.enter_context(client)  # connects at its first call
 
         def ping(device: Sshd) -> str:
-            return client(device).health().boot_id
+            return clients[device.address].health().boot_id
 
         cold_s = timed(lambda: check(list(sweep(devices, ping)))) if not profile else profiled(devices, ping)
         warm = [timed(lambda: check(list(sweep(devices, ping)))) for _ in range(_WARM_SWEEPS)]

@@ -7,22 +7,21 @@ device that is not reached now gets it at its next contact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedctl.core.errors import FedctlError, TrustError
+from fedctl.core.errors import FedctlError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
-from fedctl.ops.enrolment.add import Addition, AddResult, AdminLogin, add_agents, timed_health
+from fedctl.ops.contact import greet
+from fedctl.ops.enrolment.add import Addition, AddResult, AdminLogin, add_agents
 from fedctl.ops.enrolment.enrol import NewDevice
 from fedctl.ops.enrolment.remove import Removal, RemoveOutcome
 from fedctl.ops.fleet import actor
-from fedctl.ops.roster import stored_roster
 from fedctl.release.keys import load_root, login_path
-from fedctl.store import ReadStore, Store
-from fedctl.transport import AgentClient, Connections, connect, sweep
+from fedctl.store import Store
+from fedctl.transport import AgentClient, connect, sweep
 from fedctl.transport.pool import PARALLEL
 from fedctl_wire.messages import Health
 
@@ -37,9 +36,7 @@ __all__ = [
     "label",
     "ping",
     "remove",
-    "show",
 ]
-
 
 _OWN_LOGIN = AdminLogin()  # the user's own OpenSSH configuration, nobody asked
 
@@ -105,15 +102,6 @@ def add_local(
     return add_agents(store, home, devices, root_key=root_key)
 
 
-def show(store: ReadStore, name: str) -> Device:
-    """The device of that name.
-
-    Raises:
-        NotFoundError: When there is none, with names that look alike.
-    """
-    return store.device(name)
-
-
 def label(store: Store, devices: Sequence[Device], changes: Mapping[str, str | None]) -> tuple[Device, ...]:
     """Set labels, or remove those whose new value is None; returns the devices as they are now."""
     with store.transaction():
@@ -132,7 +120,6 @@ def ping(
     *,
     timeout_s: float = 10.0,
     parallel: int = PARALLEL,
-    connections: Connections | None = None,
     observer: Observer = silent,
 ) -> tuple[PingOutcome, ...]:
     """Ask every device for its health, concurrently; a failure is a value in its outcome.
@@ -145,29 +132,25 @@ def ping(
         devices: Which; the outcomes come in the same order.
         timeout_s: For each device.
         parallel: How many at the same time.
-        connections: Kept open for the caller's next sweep; None closes them.
         observer: Told each answer.
     """
-    serial, roster = store.fleet().roster_serial, stored_roster(home)
+    serial = store.fleet().roster_serial
 
     def ask(device: Device) -> PingOutcome:
-        client = held.client(device.name, lambda: _connect(home, device, timeout_s))
-        round_trip_ms, health = timed_health(client)
-        _check_name(device, health)
-        outdated = roster is not None and health.roster_serial < serial
-        if roster is not None and outdated:
-            client.put_roster(roster)
+        with _connect(home, device, timeout_s) as client:
+            contact = greet(client, device, home, roster_serial=serial)
         return PingOutcome(
-            device=device.name, round_trip_ms=round_trip_ms, health=health, roster_pushed=outdated
+            device=device.name,
+            round_trip_ms=contact.round_trip_ms,
+            health=contact.health,
+            roster_pushed=contact.roster_pushed,
         )
 
     found: dict[str, PingOutcome] = {}
-    with ExitStack() as own:
-        held = connections or own.enter_context(Connections())
-        for device, answer in sweep(devices, ask, parallel=parallel):
-            outcome = _failed(device, answer) if isinstance(answer, FedctlError) else answer
-            found[device.name] = outcome
-            observer(DeviceProgress(device.name, "no answer" if outcome.error else "answered"))
+    for device, answer in sweep(devices, ask, parallel=parallel):
+        outcome = PingOutcome(device=device.name, error=answer) if isinstance(answer, FedctlError) else answer
+        found[device.name] = outcome
+        observer(DeviceProgress(device.name, "no answer" if outcome.error else "answered"))
     _record_answers(store, found.values())
     return tuple(found[device.name] for device in devices)
 
@@ -212,22 +195,8 @@ def _connect(home: Home, device: Device, timeout_s: float) -> AgentClient:
     )
 
 
-def _failed(device: Device, error: FedctlError) -> PingOutcome:
-    return PingOutcome(device=device.name, error=error)
-
-
 def _record_answers(store: Store, outcomes: Iterable[PingOutcome]) -> None:
     with store.transaction():
         for outcome in outcomes:
             if outcome.health is not None:
                 store.set_device_seen(outcome.device, agent_version=outcome.health.version)
-
-
-def _check_name(device: Device, health: Health) -> None:
-    if health.device != device.name:
-        raise TrustError(
-            f"at the address of {device.name} answers {health.device or 'a device that is not enrolled'}",
-            hint=f"run again: fedctl devices add {device.name} {device.url}",
-            subject=device.name,
-            code="identity",
-        )

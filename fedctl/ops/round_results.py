@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedctl.core.records import Role
 from fedctl.core.round_records import RoundDevice, RoundPhase, Stage
@@ -75,4 +75,4 @@ class RunResult:
     resumed: tuple[RoundSummary, ...] = ()
     until: str | None = None
     until_met: bool | None = None  # None without --until
-    skipped: bool = field(default=False)  # --skip-if-running found another run
+    skipped: bool = False  # --skip-if-running found another run

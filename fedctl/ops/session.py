@@ -12,10 +12,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fedctl.core.errors import DeviceError, TrustError, UnreachableError
+from fedctl.core.errors import DeviceError, UnreachableError
 from fedctl.core.home import Home
 from fedctl.core.records import Device
-from fedctl.ops.roster import stored_roster
+from fedctl.ops.contact import greet
 from fedctl.release.keys import load_operator, login_path
 from fedctl.store import Store
 from fedctl.transport import AgentClient, connect
@@ -74,7 +74,7 @@ class FleetSession:
             device=device.name, url=device.url, host_key=device.host_key, login_key=login_path(self.home)
         )
         try:
-            health = self._greet(client, device)
+            contact = greet(client, device, self.home, roster_serial=self.fleet.roster_serial)
         except BaseException:
             client.close()
             raise
@@ -83,7 +83,7 @@ class FleetSession:
                 client.close()
                 raise UnreachableError(f"{device.name}: the command has ended", subject=device.name)
             self._clients[device.name] = client
-            self._health[device.name] = health
+            self._health[device.name] = contact.health
         self.release(device)
         return client
 
@@ -136,17 +136,3 @@ class FleetSession:
         if task is None:
             return False
         return task.round_id is None or self.store.round(task.round_id).phase.final
-
-    def _greet(self, client: AgentClient, device: Device) -> Health:
-        health = client.health()
-        if health.device != device.name:
-            raise TrustError(
-                f"at the address of {device.name} answers {health.device or 'a device that is not enrolled'}",
-                hint=f"compare {device.url} with what the device shows, then enrol it again",
-                subject=device.name,
-                code="identity",
-            )
-        roster = stored_roster(self.home) if health.roster_serial < self.fleet.roster_serial else None
-        if roster is not None:
-            client.put_roster(roster)
-        return health

@@ -30,10 +30,9 @@ def hold_lock(home: Home, *, model: str | None = None, clock: Clock = SYSTEM_CLO
         ConfigError: When the lock file cannot be made.
     """
     path = home.locks / ("fleet.lock" if model is None else f"model-{model}.lock")
-    what = "the fleet" if model is None else f"model {model}"
     descriptor = _open(path)
     try:
-        _acquire(descriptor, what)
+        _acquire(descriptor, model)
         _name_holder(descriptor, f"{os.getpid()} {rfc3339(clock.now())}", path)
         yield
     finally:
@@ -66,16 +65,18 @@ def _open(path: Path) -> int:
         raise _unusable(path, error) from error
 
 
-def _acquire(descriptor: int, what: str) -> None:
+def _acquire(descriptor: int, model: str | None) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         pid, _, since = os.pread(descriptor, _HOLDER_BYTES, 0).decode(errors="replace").partition(" ")
         # Between taking the lock and writing its name, a new holder is unknown for a moment.
-        holder = f"pid {pid} since {since}" if since else "another process"
+        who = f"pid {pid} since {since}" if since else "another process"
+        what = "the fleet" if model is None else f"model {model}"
+        skip = "" if model is None else ", or start this one with --skip-if-running"
         raise LockedError(
-            f"{what} is held by {holder}",
-            hint="wait for that run to end, or start this one with --skip-if-running",
+            f"{what} is held by {who}",
+            hint=f"wait for that run to end{skip}",
             subject=what,
         ) from error
 

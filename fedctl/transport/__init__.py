@@ -13,14 +13,13 @@ from fedctl.core.errors import UsageError
 from fedctl.transport.admin import AdminSession, Completed, open_admin
 from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, Traffic, Transport
 from fedctl.transport.client import AgentClient
-from fedctl.transport.pool import Connections, retrying, sweep
+from fedctl.transport.pool import retrying, sweep
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
     "AdminSession",
     "AgentClient",
     "Completed",
-    "Connections",
     "Endpoint",
     "Traffic",
     "connect",

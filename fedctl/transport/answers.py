@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
 from fedctl.core.errors import DeviceError, FedctlError, RefusedError, TrustError, UnreachableError
-from fedctl_wire.codec import Json, decode, parse_bytes
+from fedctl_wire.codec import decode
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import LIMITS
 from fedctl_wire.messages import ErrorBody
@@ -43,21 +43,6 @@ def message_of(cls: type[Message], answer: Answered, device: str) -> Message:
         return decode(cls, answer.body, limit=LIMITS.json_body_bytes)
     except WireError as error:
         raise bad_answer(device, error) from error
-
-
-def json_of(answer: Answered, device: str) -> Json:
-    """Parse a good answer that is a JSON object.
-
-    Raises:
-        DeviceError: `bad_answer`.
-    """
-    try:
-        value = parse_bytes(answer.body, limit=LIMITS.json_body_bytes, what="answer")
-    except WireError as error:
-        raise bad_answer(device, error) from error
-    if not isinstance(value, dict):
-        raise bad_answer(device, "it is no JSON object")
-    return value
 
 
 def bad_answer(device: str, why: object) -> DeviceError:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 from fedctl.core.errors import DeviceError, TrustError
-from fedctl.transport.answers import bad_answer, error_of, json_of, message_of
+from fedctl.transport.answers import bad_answer, error_of, message_of
 from fedctl.transport.base import DEFAULT_TIMEOUT_S, Traffic, Transport
 from fedctl.transport.upload import BundleSource, send_blob
-from fedctl_wire.codec import Json, encode
+from fedctl_wire.codec import encode
 from fedctl_wire.errors import WireError
 from fedctl_wire.messages import EnrolmentRequest, Health, Identity, ModelInstalled, TaskRequest, TaskStatus
 from fedctl_wire.names import check_sha256
@@ -83,14 +83,6 @@ class AgentClient:
             raise TrustError(told.message, hint=told.hint, subject=told.subject, code=told.code)
         return message_of(Identity, self._good(answer), self.device)
 
-    def status(self) -> Json:
-        """Resources, slots, current task and policy digest."""
-        return json_of(self._call("GET", "/status"), self.device)
-
-    def data(self) -> Json:
-        """Counts and schema of the device's sources; never an example."""
-        return json_of(self._call("GET", "/data"), self.device)
-
     def put_roster(self, envelope: Envelope) -> None:
         """Send the signed roster.
 
@@ -98,10 +90,6 @@ class AgentClient:
             TrustError: Not signed by the pinned root, or older than the one the device holds.
         """
         self._call("PUT", "/roster", body=envelope.to_bytes())
-
-    def put_policy(self, envelope: Envelope) -> None:
-        """Send the device's signed policy; see `put_roster`."""
-        self._call("PUT", "/policy", body=envelope.to_bytes())
 
     # ------------------------------------------------------------------ models
 
@@ -143,15 +131,6 @@ class AgentClient:
         if installed.missing:
             raise bad_answer(self.device, f"it still lacks {len(installed.missing)} files it was just sent")
         return installed
-
-    def activate(self, name: str, version: int) -> ModelInstalled:
-        """Make an installed version the active one."""
-        answer = self._call("POST", f"{_model_path(name, version)}/activate")
-        return message_of(ModelInstalled, answer, self.device)
-
-    def delete_model(self, name: str, version: int) -> None:
-        """Free the slot that holds this version."""
-        self._call("DELETE", _model_path(name, version))
 
     # ------------------------------------------------------------------ tasks
 

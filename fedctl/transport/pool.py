@@ -1,4 +1,4 @@
-"""Many devices at once: bounded threads, results as they come, connections kept for a command."""
+"""Many devices at once: bounded threads, results as they come, tries until a deadline."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from fedctl.core.errors import FedctlError, UnreachableError
-from fedctl.transport.client import AgentClient
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,36 +97,3 @@ def retrying(
                 raise
             sleep(wait_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-
-
-class Connections:
-    """The clients of one command: one a device, made on first use, reused, closed together.
-
-    Thread-safe; a single client must still be used by one thread at a time.
-    """
-
-    def __init__(self) -> None:
-        self._clients: dict[str, AgentClient] = {}
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def client(self, device: str, connect: Callable[[], AgentClient]) -> AgentClient:
-        """The client of `device`, made by `connect` the first time."""
-        with self._lock:
-            if device not in self._clients:
-                self._clients[device] = connect()
-            return self._clients[device]
-
-    def close(self) -> None:
-        """Close every client."""
-        with self._lock:
-            clients, self._clients = self._clients, {}
-        for client in clients.values():
-            client.close()

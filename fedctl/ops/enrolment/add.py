@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from fedctl.core.errors import TrustError, UsageError, reason_of
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device
+from fedctl.ops.contact import timed_health
 from fedctl.ops.enrolment.enrol import (
     Candidate,
     Known,
@@ -181,7 +181,7 @@ class Addition:
         self.observer(DeviceProgress(self.name, "enrolling"))
         identity = client.identity()
         check_identity(self.store, self.name, identity)
-        round_trip_ms, health = timed_health(client)
+        health, round_trip_ms = timed_health(client)
         member = enrolled_as(existing, identity)
         steps: list[str] = []
         if not member:
@@ -302,13 +302,6 @@ def _check_host_key(existing: Device | None, session: AdminSession) -> None:
         subject=existing.name,
         code="host_key",
     )
-
-
-def timed_health(client: AgentClient) -> tuple[float, Health]:
-    """The device's health, and the milliseconds until it was here."""
-    started = time.perf_counter()
-    health = client.health()
-    return (time.perf_counter() - started) * 1000, health
 
 
 def _short(identity: Identity) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,14 +63,17 @@ class Removal:
             return RemoveOutcome(device=device.name, steps=(f"left its agent as it is: {error.message}",))
 
     def _delete_agent(self, device: Device) -> tuple[str, ...]:
+        from fedctl.transport.sshlink import fingerprint
+
         endpoint = Endpoint.parse(str(device.facts.get("admin_url", device.url)))
         if endpoint.scheme == "unix":
             return (f"left the agent at {endpoint.path} as it is: it was not installed from here",)
         admin = self.admin
+        pinned = fingerprint(device.host_key) if device.host_key else None
         with open_admin(
             endpoint,
             ssh_config=admin.ssh_config,
-            accept_host_key=admin.accept_host_key or _fingerprint(device.host_key),
+            accept_host_key=admin.accept_host_key or pinned,
             ask=admin.ask,
         ) as session:
             if session.host_key != device.host_key:
@@ -99,14 +99,3 @@ class Removal:
                         subject=outcome.device,
                         detail={"purge": self.purge, "steps": list(outcome.steps)},
                     )
-
-
-def _fingerprint(host_key: str | None) -> str | None:
-    """`SHA256:…` of a pinned host key, as OpenSSH writes it."""
-    if host_key is None:
-        return None
-    try:
-        blob = base64.b64decode(host_key.split()[1], validate=True)
-    except (IndexError, binascii.Error):
-        return None
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")

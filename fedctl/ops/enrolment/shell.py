@@ -1,4 +1,4 @@
-"""Runs functions of `device_*` modules on a device under its own Python, over the admin's login.
+"""Runs functions of the modules in `ondevice` on a device under its own Python, over the admin's login.
 
 The module's source, the call and its data go over stdin; the answer is one marked line of JSON, so
 that what a chatty shell start-up file prints before it does not matter. Nothing is left on the device.

@@ -32,8 +32,6 @@ class Probe:
     free_memory_bytes: int | None
     free_disk_bytes: int
     systemd_user: bool
-    linger: bool
-    cron: bool
 
     @property
     def python_version(self) -> str:

@@ -63,11 +63,6 @@ def test_health_and_identity(agent: FakeAgent, client: AgentClient) -> None:
     assert client.identity() == agent.identity
 
 
-def test_status_and_data_are_json_objects(client: AgentClient) -> None:
-    assert client.status() == {"status": "fine"}
-    assert client.data() == {"data": "fine"}
-
-
 def test_a_root_is_pinned_once(client: AgentClient) -> None:
     request = EnrolmentRequest("aa" * 32, {}, {}, {})
     assert client.enrol(request).enrolled
@@ -77,12 +72,10 @@ def test_a_root_is_pinned_once(client: AgentClient) -> None:
     assert caught.value.code == "other_root"
 
 
-def test_roster_and_policy_arrive_byte_for_byte(agent: FakeAgent, client: AgentClient) -> None:
+def test_a_roster_arrives_byte_for_byte(agent: FakeAgent, client: AgentClient) -> None:
     roster = Envelope(PayloadType.ROSTER, b'{ "odd" :  "spacing"}', ())
     client.put_roster(roster)
-    client.put_policy(replace(roster, payload_type=PayloadType.POLICY))
     assert Envelope.from_bytes(agent.received["roster"]) == roster
-    assert b"policy" in agent.received["policy"]
 
 
 def test_calls_share_one_connection_and_are_counted(agent: FakeAgent, client: AgentClient) -> None:
@@ -215,16 +208,6 @@ def test_a_damaged_bundle_here_is_no_fault_of_the_device(
     with pytest.raises(ConfigError) as caught:
         client.push_bundle(bundle, activate=True)
     assert str(bundle) in caught.value.message
-
-
-def test_activate_and_delete(agent: FakeAgent, client: AgentClient, bundle: Path) -> None:
-    client.push_bundle(bundle, activate=False)
-    assert client.activate("har", 3).active
-    client.delete_model("har", 3)
-    assert agent.models == {}
-    with pytest.raises(DeviceError) as caught:
-        client.activate("har", 3)
-    assert caught.value.code == "unknown_model"
 
 
 # ------------------------------------------------------------------ tasks

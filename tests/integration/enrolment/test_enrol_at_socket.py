@@ -16,7 +16,7 @@ from fedctl.ops.devices import NewDevice
 from fedctl.ops.fleet import init
 from fedctl.ops.roster import stored_roster
 from fedctl.store import Store
-from fedctl.transport import Connections, connect
+from fedctl.transport import connect
 from fedctl_wire.codec import decode
 from fedctl_wire.messages import Roster
 from tests.integration.enrolment.conftest import Agent, MakeAgent
@@ -241,14 +241,6 @@ def test_a_ping_passes_the_roster_on_and_a_failure_is_a_value(
     assert [outcome.roster_pushed for outcome in again] == [False, False]
 
 
-def test_connections_may_be_kept_for_the_next_sweep(store: Store, home: Home, make_agent: MakeAgent) -> None:
-    add(store, home, make_agent("a"))
-    with Connections() as kept:
-        for _ in range(2):
-            (outcome,) = devices.ping(store, home, store.devices(), connections=kept)
-            assert outcome.error is None
-
-
 def test_another_device_at_the_address_is_no_answer(store: Store, home: Home, make_agent: MakeAgent) -> None:
     first, second = make_agent("a"), make_agent("b")
     add(store, home, first, "d0")
@@ -272,7 +264,7 @@ def test_labels_are_set_and_removed_for_all_or_none(store: Store, home: Home, ma
     add(store, home, make_agent("b"), "d1", ward="3", old="x")
     changed = devices.label(store, store.devices(), {"ward": "4", "old": None})
     assert [device.labels for device in changed] == [{"ward": "4"}, {"ward": "4"}]
-    assert devices.show(store, "d0") == changed[0]
+    assert store.device("d0") == changed[0]
 
 
 def test_removing_strikes_from_roster_and_list_but_leaves_an_agent_that_was_there_before(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from fedctl.core.errors import DeviceError, FedctlError, UnreachableError
-from fedctl.transport import AgentClient, Connections, connect, retrying, sweep
+from fedctl.transport import retrying, sweep
 
 
 def test_sweep_yields_every_item_with_its_result_or_error() -> None:
@@ -168,17 +167,3 @@ def test_only_an_unreachable_device_is_tried_again(error: Exception) -> None:
     with pytest.raises(type(error)):
         retrying(work, deadline=1e9)
     assert len(calls) == 1
-
-
-def test_connections_are_made_once_a_device() -> None:
-    made: list[str] = []
-
-    def maker(name: str) -> AgentClient:
-        made.append(name)
-        return connect(device=name, url=Path(f"/run/{name}").as_uri().replace("file", "unix"))
-
-    with Connections() as connections:
-        first = connections.client("a", lambda: maker("a"))
-        assert connections.client("a", lambda: maker("a")) is first
-        assert connections.client("b", lambda: maker("b")) is not first
-    assert made == ["a", "b"]

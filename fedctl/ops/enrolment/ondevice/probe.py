@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 _MANAGER_UP = {"running", "degraded", "starting", "initializing"}  # of `systemctl is-system-running`
-_CRON_NAMES = {"cron", "crond", "fcron", "busybox-crond"}
 _NARROW = {"aarch64": "armv7l", "x86_64": "i686"}  # a 32-bit user space on a 64-bit kernel
 
 
@@ -38,8 +37,6 @@ def probe(distributions: list[str]) -> dict[str, Any]:
         "free_memory_bytes": _free_memory_bytes(),
         "free_disk_bytes": shutil.disk_usage(_existing(Path(user.pw_dir))).free,
         "systemd_user": _user_manager_answers(),
-        "linger": Path("/var/lib/systemd/linger", user.pw_name).exists(),
-        "cron": shutil.which("crontab") is not None and bool(_CRON_NAMES & _process_names()),
     }
 
 
@@ -100,13 +97,3 @@ def _user_manager_answers() -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.stdout.strip() in _MANAGER_UP
-
-
-def _process_names() -> set[str]:
-    names = set()
-    for path in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            names.add(path.read_text(encoding="utf-8", errors="replace").strip())
-        except OSError:
-            continue  # it ended meanwhile
-    return names

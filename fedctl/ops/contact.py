@@ -1,0 +1,57 @@
+"""First contact with a device in a command: is it the one we mean, and does it know today's roster?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from fedctl.core.errors import TrustError
+from fedctl.core.home import Home
+from fedctl.core.records import Device
+from fedctl.ops.roster import stored_roster
+from fedctl.transport import AgentClient
+from fedctl_wire.messages import Health
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What a device said of itself."""
+
+    health: Health
+    round_trip_ms: float
+    roster_pushed: bool  # it held an older one
+
+
+def greet(client: AgentClient, device: Device, home: Home, *, roster_serial: int) -> Contact:
+    """Ask a device who it is, and pass the roster on where it holds an older one.
+
+    Args:
+        client: At the device's address.
+        device: Who should answer there.
+        home: Holds the roster.
+        roster_serial: Of the fleet's current roster.
+
+    Raises:
+        UnreachableError: Nobody answers.
+        TrustError: Another device does.
+    """
+    health, round_trip_ms = timed_health(client)
+    if health.device != device.name:
+        raise TrustError(
+            f"at the address of {device.name} answers {health.device or 'a device that is not enrolled'}",
+            hint=f"look which device has {device.url} now; "
+            f"if it is {device.name}, set up anew: fedctl devices add {device.name} {device.url}",
+            subject=device.name,
+            code="identity",
+        )
+    roster = stored_roster(home) if health.roster_serial < roster_serial else None
+    if roster is not None:
+        client.put_roster(roster)
+    return Contact(health, round_trip_ms, roster_pushed=roster is not None)
+
+
+def timed_health(client: AgentClient) -> tuple[Health, float]:
+    """The device's health, and the milliseconds until it was here."""
+    started = time.perf_counter()
+    health = client.health()
+    return health, (time.perf_counter() - started) * 1000
