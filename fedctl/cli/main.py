@@ -15,7 +15,9 @@ def main() -> None:
     if arguments[:1] == ["--version"] and _say_version():
         return
     import gc
+    import signal
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: exit code 130, resumable
     # Most of a short command's objects come from imports and live until its end. Looking for garbage
     # among them, while importing and again at exit, would take a fifth of its CPU time.
     gc.set_threshold(50_000)

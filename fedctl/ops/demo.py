@@ -24,6 +24,7 @@ from fedctl.ops.demo_compare import Comparison, compare
 from fedctl.ops.devices import NewDevice, add_local
 from fedctl.ops.fleet import init
 from fedctl.ops.models import NewModel, create
+from fedctl.ops.roster import ROSTER_FILE
 from fedctl.ops.round_results import RoundSummary
 from fedctl.store import Store
 from fedctl_wire.messages import TrainSettings
@@ -123,8 +124,9 @@ def stop(home: Home) -> int:
     agents = stop_agents(_agents(home))
     for name in _OWN:
         shutil.rmtree(home.path / name, ignore_errors=True)
-    for path in home.path.glob(f"{home.database.name}*"):
-        path.unlink()
+    for name in (home.database.name, ROSTER_FILE):
+        for path in home.path.glob(f"*{name}*"):  # and what belongs to it, or was left half-written
+            path.unlink()
     home.demo_mark.unlink()  # last: until then it is known as a demo
     if not any(home.path.iterdir()):
         home.path.rmdir()

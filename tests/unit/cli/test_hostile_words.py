@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,23 @@ def test_an_empty_name_is_not_the_only_model(home: Home) -> None:
         create(store, home, NewModel(name="m", builder="mlp", input_shape=(2,), hidden=(2,), classes=2))
         with pytest.raises(NotFoundError, match="there is no model ''"):
             start(store, home, "", Selector.parse((), ()))
+
+
+def test_a_terminated_command_ends_like_an_interrupted_one(home: Home) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(home.path / "silent.sock"))
+        silent.listen()
+        command = subprocess.Popen(
+            [*PROGRAM, "devices", "add", "watch", f"unix://{home.path / 'silent.sock'}"],
+            env={**os.environ, "FEDCTL_HOME": str(home.path)},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with silent.accept()[0]:  # it waits for an answer now
+            command.send_signal(signal.SIGTERM)
+            _, said = command.communicate(timeout=30)
+    assert (command.returncode, said) == (ExitCode.INTERRUPTED, "fedctl: interrupted; what is done is kept\n")
 
 
 def test_a_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ def test_stop_leaves_what_was_added_to_a_demos_home(home: Home) -> None:
     home.path.mkdir()
     home.demo_mark.touch()
     init(home, demo=True)
+    for name in ("roster.dsse", ".roster.dsse.k3xq", "fedctl.db-wal"):
+        (home.path / name).touch()
     (home.path / "notes.txt").write_text("mine")
     assert demo.stop(home) == 0
     assert [path.name for path in home.path.iterdir()] == ["notes.txt"]
