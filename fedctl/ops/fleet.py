@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedctl.core.errors import ConfigError
+from fedctl.core.errors import ConfigError, reason_of
 from fedctl.core.home import Home
 from fedctl.core.records import Fleet
 from fedctl.release.keys import ROOT_FILE, create_keys, load_operator, load_root
@@ -148,7 +148,7 @@ def _locked(home: Home) -> Iterator[None]:
         descriptor = os.open(home.locks / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(
-            f"cannot make the fleet's home {home.path}: {(error.strerror or str(error)).lower()}",
+            f"cannot make the fleet's home {home.path}: {reason_of(error)}",
             hint="make its parent directory writable, or set FEDCTL_HOME to another",
             subject=str(home.path),
             code="home",
