@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fedctl.cli.device_views import seconds
 from fedctl.cli.output import Column, Table, View, facts
@@ -19,7 +19,8 @@ from fedctl_wire.codec import Json, to_json
 if TYPE_CHECKING:
     from fedctl.cli.command import Session
     from fedctl.cli.progress import Watcher
-    from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RoundSummary, RunResult
+    from fedctl.core.round_records import RoundSummary
+    from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RunResult
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -45,7 +46,7 @@ class RoundTable:
                 self._watcher(Note(_opening(event)))
         elif isinstance(event, RoundEnded):
             self._watcher.forget()
-            self._end(cast("RoundSummary", event.summary))
+            self._end(event.summary)
         else:
             self._watcher(event)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedctl.core.round_records import RoundSummary
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -47,7 +49,7 @@ class RoundEnded:
     round_id: int
     number: int
     rounds: int
-    summary: object  # fedctl.ops.rounds.RoundSummary; opaque here, core knows no use case
+    summary: RoundSummary
 
 
 Event = Note | DeviceProgress | RoundStarted | RoundEnded

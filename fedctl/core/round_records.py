@@ -105,3 +105,33 @@ class Totals:
     bytes_up: int = 0  # devices to workstation
     bytes_down: int = 0  # workstation to devices
     cpu_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSummary:
+    """One round in one line; a measure that nobody took is None."""
+
+    id: int
+    uuid: str
+    model: str
+    base_version: int
+    result_version: int | None
+    phase: RoundPhase
+    reason: str | None
+    gate: str | None  # "passed", "failed", "none" (nobody to evaluate); None before the gate
+    attempt: int
+    plan: str  # sha256
+    cohort: int  # training devices selected
+    contributors: int  # whose updates are in the result
+    evaluated: int  # devices that measured both versions
+    loss: float | None
+    loss_before: float | None
+    accuracy: float | None
+    auroc: float | None
+    auroc_before: float | None
+    bytes_up: int  # devices to workstation
+    bytes_down: int
+    started_at: str  # RFC 3339, UTC
+    ended_at: str | None
+    duration_s: float | None
+    dropped: tuple[RoundDevice, ...] = ()

@@ -16,6 +16,7 @@ from fedctl.core.home import Home
 from fedctl.core.plan import RoundWishes
 from fedctl.core.progress import Note, Observer, silent
 from fedctl.core.records import Role
+from fedctl.core.round_records import RoundSummary
 from fedctl.core.selector import Selector
 from fedctl.ops import rounds as round_ops
 from fedctl.ops.cohort import FEATURES, Person, generate
@@ -25,7 +26,6 @@ from fedctl.ops.devices import NewDevice, add_local
 from fedctl.ops.fleet import init
 from fedctl.ops.models import NewModel, create
 from fedctl.ops.roster import ROSTER_FILE
-from fedctl.ops.round_results import RoundSummary
 from fedctl.store import Store
 from fedctl_wire.messages import TrainSettings
 

@@ -5,38 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedctl.core.records import Role
-from fedctl.core.round_records import RoundDevice, RoundPhase, Stage
+from fedctl.core.round_records import RoundSummary, Stage
 from fedctl_wire.codec import Json
-
-
-@dataclass(frozen=True, slots=True)
-class RoundSummary:
-    """One round in one line; a measure that nobody took is None."""
-
-    id: int
-    uuid: str
-    model: str
-    base_version: int
-    result_version: int | None
-    phase: RoundPhase
-    reason: str | None
-    gate: str | None  # "passed", "failed", "none" (nobody to evaluate); None before the gate
-    attempt: int
-    plan: str  # sha256
-    cohort: int  # training devices selected
-    contributors: int  # whose updates are in the result
-    evaluated: int  # devices that measured both versions
-    loss: float | None
-    loss_before: float | None
-    accuracy: float | None
-    auroc: float | None
-    auroc_before: float | None
-    bytes_up: int  # devices to workstation
-    bytes_down: int
-    started_at: str  # RFC 3339, UTC
-    ended_at: str | None
-    duration_s: float | None
-    dropped: tuple[RoundDevice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

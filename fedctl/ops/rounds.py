@@ -8,11 +8,11 @@ from fedctl.core.errors import LockedError, NotFoundError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.plan import RoundWishes, check_wishes
 from fedctl.core.progress import DeviceProgress, Note, Observer, silent
-from fedctl.core.round_records import Round, RoundDevice
+from fedctl.core.round_records import Round, RoundDevice, RoundSummary
 from fedctl.core.selector import Selector
 from fedctl.core.until import Until
 from fedctl.ops.models import resolve
-from fedctl.ops.round_results import RoundDetail, RoundSummary, RunResult
+from fedctl.ops.round_results import RoundDetail, RunResult
 from fedctl.ops.session import FleetSession
 from fedctl.ops.training.driver import cancel_file
 from fedctl.ops.training.run import Run, finish_unfinished

@@ -12,11 +12,10 @@ from fedctl.core.errors import NotFoundError
 from fedctl.core.plan import RoundWishes, quorum_of, round_plan, task_plan
 from fedctl.core.progress import Note, Observer, RoundEnded, RoundStarted
 from fedctl.core.records import Device, Role
-from fedctl.core.round_records import Round, RoundDevice, RoundPhase, Stage
+from fedctl.core.round_records import Round, RoundDevice, RoundPhase, RoundSummary, Stage
 from fedctl.core.selector import Selector
 from fedctl.core.until import Until
 from fedctl.ops.models import resolve
-from fedctl.ops.round_results import RoundSummary
 from fedctl.ops.session import FleetSession
 from fedctl.ops.training.driver import RoundDriver
 from fedctl.ops.training.scaling import scaled_version

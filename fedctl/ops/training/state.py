@@ -8,9 +8,9 @@ from datetime import datetime
 from fedctl.core.gate import Measured
 from fedctl.core.records import Role
 from fedctl.core.round_machine import NOT_NEEDED, UNUSED, Member, RoundState
-from fedctl.core.round_records import Round, RoundDevice, RoundPhase, Stage, Task
+from fedctl.core.round_records import Round, RoundDevice, RoundPhase, RoundSummary, Stage, Task
 from fedctl.models.metrics import auroc
-from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RoundSummary
+from fedctl.ops.round_results import RoundDetail, RoundDeviceReport
 from fedctl.store import ReadStore
 from fedctl_wire.codec import Json, decode, from_json, to_json
 from fedctl_wire.limits import LIMITS

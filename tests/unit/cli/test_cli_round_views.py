@@ -13,8 +13,8 @@ from fedctl.cli.progress import Watcher
 from fedctl.core.errors import ExitCode, NotMetError
 from fedctl.core.progress import DeviceProgress, RoundEnded, RoundStarted
 from fedctl.core.records import Role
-from fedctl.core.round_records import RoundDevice, RoundPhase, Stage
-from fedctl.ops.round_results import RoundSummary, RunResult
+from fedctl.core.round_records import RoundDevice, RoundPhase, RoundSummary, Stage
+from fedctl.ops.round_results import RunResult
 
 PUBLISHED = RoundSummary(
     id=41,
