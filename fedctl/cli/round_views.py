@@ -218,7 +218,7 @@ def check_published(summary: RoundSummary) -> None:
         return
     causes = [d for d in summary.dropped if d.reason != summary.reason]  # the rest only follow from it
     dropped = "".join(f"\n  {d.device}  {d.reason or 'dropped'}" for d in causes)
-    reason = f": {summary.reason}" if summary.reason else ""
+    reason = f": {summary.reason}" if summary.reason not in {None, "", summary.phase.value} else ""
     raise NotMetError(
         f"round {summary.id} of {summary.model} {_verb(summary.phase)}{reason}{dropped}",
         hint=f"{_standing(summary)}; see: fedctl round show {summary.id}",
