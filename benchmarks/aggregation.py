@@ -33,7 +33,7 @@ UPDATES = 50
 TENSORS = (("w1", (1200, 2000)), ("b1", (2000,)), ("w2", (2000, 49)))  # 2.5 million float32, 10 MB
 REPEATS = 7
 ORDERS = 5
-BLOCK = 64 * 1024  # float32 values that the plain reader takes at a time, as ours does
+BLOCK = 64 * 1024  # float32 values that the plain reader takes at a time
 
 
 def model() -> Manifest:
