@@ -1,19 +1,19 @@
 """The agent's state directory: where everything is, and how a file is made durable.
 
-Daemon and worker share it. Every file but a job's `progress.jsonl` and logs (flash wear) is written
-as temporary file, fsync, rename, fsync of the directory: after a power cut a reader finds the old
-content or the new, never half of one.
+Daemon and worker share it. Every file but a job's `progress.jsonl`, usage and logs (flash wear) is
+written as temporary file, fsync, rename, fsync of the directory, or inside a directory that gets its
+name last: after a power cut a reader finds the old content or the new, never half of one. `taskdir`
+says which marks need less.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from fedctl_wire.codec import Json, parse_bytes
 from fedctl_wire.limits import LIMITS
@@ -136,38 +136,46 @@ class StateDir:
         return self.path / "worker.log"
 
 
-def write_durably(path: Path, data: bytes, *, mode: int = PRIVATE_FILE) -> None:
+def write_durably(path: Path | str, data: bytes) -> None:
     """Replace `path` by `data` so that a crash at any point leaves the old content or the new.
 
     Raises:
         OSError: From the file system, e.g. ENOSPC; no temporary file is left behind.
     """
-    with durable_file(path, mode=mode) as stream:
-        stream.write(data)
+    directory, name = os.path.split(path)  # not by pathlib, here and below: its share of a task is seen
+    temporary = f"{directory}/.{name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}"
+    try:
+        write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_directory(directory)
 
 
-@contextlib.contextmanager
-def durable_file(path: Path, *, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
-    """Write `path` through a stream; it appears, complete and durable, when the block ends well.
+def write_synced(path: str, data: bytes) -> None:
+    """Write a file whose name no reader looks at yet, and make its content, not its name, durable.
 
     Raises:
-        OSError: From the file system; no temporary file is left behind then, nor when the block raises.
+        OSError: From the file system; half a file may be left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE)
     try:
-        with open(descriptor, "wb") as stream:  # noqa: PTH123 - of a descriptor
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def sync_directory(path: Path) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
+    """Write all of `data`, however little the system takes at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def sync_directory(path: Path | str) -> None:
     """Make the names in a directory durable: renames, creations and removals of entries."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -176,13 +184,29 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path, *, limit: int = LIMITS.json_body_bytes) -> Json:
+def remove_directory(path: str) -> None:
+    """Remove a directory, be it there or not, as far as it can be; one of files only quickly."""
+    try:
+        for name in os.listdir(path):
+            os.unlink(f"{path}/{name}")
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_json(path: Path | str, *, limit: int = LIMITS.json_body_bytes) -> Json:
     """Parse a JSON file of at most `limit` bytes.
 
     Raises:
         FileNotFoundError: When there is no such file.
         WireError: When it is too large or not JSON.
     """
-    with path.open("rb") as stream:
-        data = stream.read(limit + 1)
-    return parse_bytes(data, limit=limit, what=path.name)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # One byte more than there is, so that a file that is too large is seen to be.
+        data = os.read(descriptor, min(os.fstat(descriptor).st_size, limit) + 1)
+    finally:
+        os.close(descriptor)
+    return parse_bytes(data, limit=limit, what=os.path.basename(path))

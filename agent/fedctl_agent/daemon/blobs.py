@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedctl_agent.daemon.errors import ApiError
-from fedctl_agent.state import PRIVATE_FILE, TEMPORARY_SUFFIX, sync_directory
+from fedctl_agent.state import PRIVATE_FILE, TEMPORARY_SUFFIX, write_all
 from fedctl_wire.limits import LIMITS, MIB
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Blobs:
                     raise ApiError(413, "too_large", f"more than the {total} bytes announced", subject=sha256)
                 with upload.lock:
                     _check_owner(upload, owner, sha256)
-                    _write_all(file.fileno(), block)
+                    write_all(file.fileno(), block)
                     upload.digest.update(block)
                     upload.hashed += len(block)
                 offset += len(block)
@@ -168,8 +168,9 @@ class Blobs:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+            # The name need not be durable: a bundle's slot links to the content, and an upload that
+            # a power cut shows unfinished again is finished by an empty continuation.
             partial.replace(self.path(sha256))
-            sync_directory(self._directory)
             with self._lock:
                 self._uploads.pop(sha256, None)
 
@@ -195,12 +196,6 @@ def _require_space(descriptor: int, needed: int) -> None:
     disk = os.fstatvfs(descriptor)
     if disk.f_bavail * disk.f_frsize < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _write_all(descriptor: int, block: bytes | bytearray) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _wrong_offset(sha256: str, here: int) -> ApiError:

@@ -54,7 +54,9 @@ class StreamBody:
         """See `exchange.Body`."""
         deadlines = self._connection.deadlines
         allowance = deadlines.body_s + (self.length or 0) / deadlines.body_bytes_per_s
-        yield from self._connection.body_blocks(time.monotonic() + allowance)
+        # A buffer of the whole block size would be mapped and unmapped for each small body.
+        block = _BODY_BLOCK if self.length is None else min(_BODY_BLOCK, self.length)
+        yield from self._connection.body_blocks(time.monotonic() + allowance, block)
 
 
 class Connection:
@@ -91,13 +93,13 @@ class Connection:
                 self._finish_request()
                 self._http.start_next_cycle()
 
-    def body_blocks(self, deadline: float) -> Iterator[bytes | bytearray]:
+    def body_blocks(self, deadline: float, size: int) -> Iterator[bytes | bytearray]:
         """Blocks of the current request's body, until `deadline` in seconds of the monotonic clock."""
         if self._http.they_are_waiting_for_100_continue:
             self._transmit(h11.InformationalResponse(status_code=100, headers=[]))
         while self._http.their_state is h11.SEND_BODY:
             try:
-                event = self._next_event(deadline, _BODY_BLOCK)
+                event = self._next_event(deadline, size)
             except h11.RemoteProtocolError as error:
                 raise ConnectionAbortedError(str(error)) from error
             except TimeoutError as error:

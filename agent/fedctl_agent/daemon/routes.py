@@ -16,9 +16,9 @@ from fedctl_agent.daemon.agent import Agent
 from fedctl_agent.daemon.errors import ApiError
 from fedctl_agent.daemon.exchange import FileReply, JsonReply, Reply, Request, Role, StreamReply
 from fedctl_agent.daemon.logs import PRIORITIES
+from fedctl_agent.daemon.slots import manifest_of
 from fedctl_wire.codec import dump_bytes
 from fedctl_wire.errors import WireError
-from fedctl_wire.manifest import Manifest
 from fedctl_wire.messages import EnrolmentRequest
 from fedctl_wire.names import Name, check_sha256
 
@@ -177,7 +177,7 @@ def _put_model(agent: Agent, request: Request) -> Reply:
     name, version = _model(request)
     envelope = request.envelope(what="bundle")
     agent.worker.verify("bundle", envelope.to_json())
-    manifest = Manifest.from_bytes(envelope.payload)
+    manifest = manifest_of(envelope)
     if (manifest.model, manifest.model_version) != (name, version):
         raise ApiError(
             400,

@@ -9,6 +9,7 @@ behind is never a slot and is removed at the next start.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import threading
@@ -18,7 +19,14 @@ from pathlib import Path
 
 from fedctl_agent.daemon.blobs import Blobs
 from fedctl_agent.daemon.errors import ApiError
-from fedctl_agent.state import PRIVATE_DIRECTORY, TEMPORARY_SUFFIX, sync_directory, write_durably
+from fedctl_agent.state import (
+    PRIVATE_DIRECTORY,
+    TEMPORARY_SUFFIX,
+    remove_directory,
+    sync_directory,
+    write_durably,
+    write_synced,
+)
 from fedctl_wire.codec import Json
 from fedctl_wire.errors import WireError
 from fedctl_wire.manifest import MANIFEST_FILE, BundleFile, Manifest
@@ -49,6 +57,7 @@ class Slots:
         self._directory = directory
         self._blobs = blobs
         self._lock = threading.RLock()
+        self._actives: dict[str, str | None] = {}  # the contents of the `active` files, as far as read
         self._remove_leftovers()
         self._slots = {(slot.model, slot.slot): slot for slot in self._read_slots()}
 
@@ -61,7 +70,7 @@ class Slots:
             WireError: When the envelope holds no manifest.
             OSError: From the disk; nothing is left behind.
         """
-        manifest = Manifest.from_bytes(envelope.payload)
+        manifest = manifest_of(envelope)
         with self._lock:
             slot = self._holding(manifest.model, envelope.sha256)
             if slot is None:
@@ -99,6 +108,7 @@ class Slots:
                 return
             if self._active(model) == slot.slot:
                 slot.path.with_name(_ACTIVE).unlink(missing_ok=True)
+                del self._actives[model]
             self._clear(slot.path)
             sync_directory(slot.path.parent)
             if not any(key[0] == model for key in self._slots):
@@ -156,10 +166,12 @@ class Slots:
         return found[0] if found else None
 
     def _active(self, model: str) -> str | None:
-        try:
-            return (self._directory / model / _ACTIVE).read_text().strip()
-        except FileNotFoundError:
-            return None
+        if model not in self._actives:
+            try:
+                self._actives[model] = (self._directory / model / _ACTIVE).read_text().strip()
+            except FileNotFoundError:
+                self._actives[model] = None
+        return self._actives[model]
 
     def _missing(self, manifest: Manifest) -> Iterator[MissingBlob]:
         for file in manifest.files.values():
@@ -182,22 +194,25 @@ class Slots:
 
     def _build(self, manifest: Manifest, envelope: Envelope) -> Slot:
         home = self._directory / manifest.model
+        new = not home.exists()
         home.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
         target = home / self._free_slot(manifest)
-        staging = home / f"{target.name}{TEMPORARY_SUFFIX}"
-        staging.mkdir(mode=PRIVATE_DIRECTORY)
+        staging = f"{target}{TEMPORARY_SUFFIX}"
+        os.mkdir(staging, PRIVATE_DIRECTORY)
         try:
             for name, file in manifest.files.items():
                 held = self._in_slots(manifest.model, file.sha256)
-                (staging / name).hardlink_to(held or self._blobs.path(file.sha256))
-            write_durably(staging / MANIFEST_FILE, envelope.to_bytes())  # syncs the directory, too
+                os.link(held or self._blobs.path(file.sha256), f"{staging}/{name}")
+            write_synced(f"{staging}/{MANIFEST_FILE}", envelope.to_bytes())
+            sync_directory(staging)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
         self._clear(target)
-        staging.rename(target)
+        os.rename(staging, target)
         sync_directory(home)
-        sync_directory(self._directory)
+        if new:
+            sync_directory(self._directory)
         slot = _slot_of(envelope, target)
         self._slots[slot.model, slot.slot] = slot
         return slot
@@ -215,6 +230,7 @@ class Slots:
     def _set_active(self, slot: Slot) -> None:
         if self._active(slot.model) != slot.slot:
             write_durably(slot.path.with_name(_ACTIVE), slot.slot.encode())
+            self._actives[slot.model] = slot.slot
 
     def _clear(self, path: Path) -> None:
         """Empty a slot at one stroke: after a crash it is there or it is not. It may be unreadable."""
@@ -222,7 +238,7 @@ class Slots:
         doomed = path.with_name(f"{path.name}.old{TEMPORARY_SUFFIX}")
         with contextlib.suppress(FileNotFoundError):
             path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove_directory(str(doomed))
 
     def _remove_leftovers(self) -> None:
         for leftover in self._directory.glob(f"*/*{TEMPORARY_SUFFIX}"):
@@ -232,16 +248,30 @@ class Slots:
                 leftover.unlink(missing_ok=True)
 
 
-def link_bundle(slot: Slot, target: Path) -> None:
+def link_bundle(slot: Slot, target: str) -> None:
     """Make `target` a directory with hard links of a slot's files, durable but for its own name."""
-    target.mkdir(mode=PRIVATE_DIRECTORY)
+    os.mkdir(target, PRIVATE_DIRECTORY)
     for name in (MANIFEST_FILE, *slot.files):
-        os.link(slot.path / name, target / name)
+        os.link(f"{slot.path}/{name}", f"{target}/{name}")
     sync_directory(target)
 
 
+def manifest_of(envelope: Envelope) -> Manifest:
+    """The manifest in a bundle's envelope; a push asks for the same one a few times in a row.
+
+    Raises:
+        WireError: When there is none.
+    """
+    return _manifest(envelope.payload)
+
+
+@functools.lru_cache(maxsize=1)
+def _manifest(payload: bytes) -> Manifest:
+    return Manifest.from_bytes(payload)
+
+
 def _slot_of(envelope: Envelope, path: Path) -> Slot:
-    manifest = Manifest.from_bytes(envelope.payload)
+    manifest = manifest_of(envelope)
     return Slot(
         Name(path.parent.name), path.name, manifest.model_version, envelope.sha256, manifest.files, path
     )

@@ -2,17 +2,29 @@
 
 The files are the truth and every answer is derived from them, so that a crash between any two of them
 loses nothing: `cancelled` before `result.json` before `failure.json` before three runs without either.
+What this process wrote, and what is final, it reads once and keeps; a job writes only what is read anew.
+
+Not every file is synced before its name: where the content decides nothing, the directory is enough
+(`cancelled`, `acked`), and `usage.json` is not synced at all, for its loss costs a figure.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedctl_agent.state import read_json, sync_directory, write_durably
+from fedctl_agent.state import (
+    PRIVATE_FILE,
+    read_json,
+    remove_directory,
+    sync_directory,
+    write_all,
+    write_durably,
+    write_synced,
+)
 from fedctl_wire.codec import Json, decode, encode, from_json
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import KIB, LIMITS
@@ -41,6 +53,7 @@ _ACKED_FILE = "acked"
 _RUNS_FILE = "runs"
 _USAGE_FILE = "usage.json"
 _PROGRESS_FILE = "progress.jsonl"
+_NUMBER_BYTES = 20
 _PROGRESS_TAIL = 4 * KIB  # bytes; a line of progress is far shorter
 
 
@@ -62,6 +75,12 @@ class TaskDir:
     kind: TaskKind
     round: str
     attempt: int
+    # What is known of the files so far; None: not read yet.
+    _runs: int | None = None
+    _cancelled: bool | None = None
+    _acked: bool | None = None
+    _usage: Usage | None = None
+    _final: TaskStatus | None = None
 
     @classmethod
     def read(cls, path: Path) -> TaskDir:
@@ -80,28 +99,33 @@ class TaskDir:
     @property
     def cancelled(self) -> bool:
         """Whether somebody cancelled it."""
-        return (self.path / _CANCELLED_FILE).exists()
+        if self._cancelled is None:
+            self._cancelled = self._has(_CANCELLED_FILE)
+        return self._cancelled
 
     @property
     def acked(self) -> bool:
         """Whether the workstation has the result durably."""
-        return (self.path / _ACKED_FILE).exists()
+        if self._acked is None:
+            self._acked = self._has(_ACKED_FILE)
+        return self._acked
 
     @property
     def ack_number(self) -> int:
         """The place of its acknowledgement among all; 0 before. Clocks are not to be trusted here."""
-        return _read_number(self.path / _ACKED_FILE)
+        return _read_number(self._file(_ACKED_FILE))
 
     @property
     def runs(self) -> int:
         """How often its job was started."""
-        return _read_number(self.path / _RUNS_FILE)
+        if self._runs is None:
+            self._runs = _read_number(self._file(_RUNS_FILE))
+        return self._runs
 
     @property
     def ended(self) -> bool:
         """Whether no further run is due."""
-        names = (_CANCELLED_FILE, _RESULT_ENVELOPE, _FAILURE_FILE)
-        return any((self.path / name).exists() for name in names) or self.runs >= RUNS
+        return self.cancelled or self._has(_RESULT_ENVELOPE) or self._has(_FAILURE_FILE) or self.runs >= RUNS
 
     @property
     def same_work(self) -> tuple[str, int]:
@@ -118,19 +142,12 @@ class TaskDir:
         Args:
             at_work: QUEUED or RUNNING while it is not final, whatever its job has written already.
         """
-        state, reason, envelope = (at_work, None, None) if at_work else self._end()
-        return TaskStatus(
-            task_id=self.task_id,
-            kind=self.kind,
-            round=self.round,
-            state=state,
-            runs=self.runs,
-            acked=self.acked,
-            progress=self.progress(),
-            reason=reason,
-            result=envelope,
-            usage=self._usage(),
-        )
+        if at_work:
+            return self._status(at_work, None, None)
+        status = self._final or self._status(*self._end())
+        # Kept until the acknowledgement: afterwards nobody asks any more, but the directory stays.
+        self._final = None if self.acked else status
+        return replace(status, acked=self.acked)
 
     def result(self) -> Result | None:
         """What the finished job said of itself, or None before it is done."""
@@ -143,9 +160,7 @@ class TaskDir:
     def progress(self) -> Progress:
         """The last whole line of progress, read from the end of the file."""
         try:
-            with (self.path / _PROGRESS_FILE).open("rb") as stream:
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - _PROGRESS_TAIL))
-                lines = stream.read().split(b"\n")[:-1]
+            lines = _read_tail(self._file(_PROGRESS_FILE), _PROGRESS_TAIL).split(b"\n")[:-1]
         except FileNotFoundError:
             return Progress()
         for line in reversed(lines):
@@ -159,6 +174,20 @@ class TaskDir:
             return (self.path / RESULT_FILE).stat().st_size
         return 0
 
+    def _status(self, state: TaskState, reason: Reason | None, envelope: Json) -> TaskStatus:
+        return TaskStatus(
+            task_id=self.task_id,
+            kind=self.kind,
+            round=self.round,
+            state=state,
+            runs=self.runs,
+            acked=self.acked,
+            progress=self.progress(),
+            reason=reason,
+            result=envelope,
+            usage=self._read_usage(),
+        )
+
     def _end(self) -> tuple[TaskState, Reason | None, Json]:
         if self.cancelled:
             return TaskState.CANCELLED, Reason("cancelled", "the task was cancelled"), None
@@ -169,13 +198,23 @@ class TaskDir:
             return failure.state, Reason(failure.code, failure.message), None
         return TaskState.FAILED, Reason("crashed", f"{self.runs} runs ended without a result"), None
 
-    def _usage(self) -> Usage:
-        raw = self._read(_USAGE_FILE)
-        return Usage() if raw is None else from_json(Usage, raw, what=_USAGE_FILE)
+    def _read_usage(self) -> Usage:
+        if self._usage is None:
+            self._usage = Usage()
+            with contextlib.suppress(WireError):  # it is not synced: a power cut may leave anything
+                if (raw := self._read(_USAGE_FILE)) is not None:
+                    self._usage = from_json(Usage, raw, what=_USAGE_FILE)
+        return self._usage
+
+    def _file(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def _has(self, name: str) -> bool:
+        return os.path.exists(self._file(name))
 
     def _read(self, name: str) -> Json:
         try:
-            return read_json(self.path / name)
+            return read_json(self._file(name))
         except FileNotFoundError:
             return None
 
@@ -183,41 +222,84 @@ class TaskDir:
 
     def count_run(self) -> None:
         """Note durably that one more run begins, and clear what an earlier one left half-done."""
-        write_durably(self.path / _RUNS_FILE, str(self.runs + 1).encode())
-        for name in (_PROGRESS_FILE, RESULT_FILE):
-            (self.path / name).unlink(missing_ok=True)
+        before = self.runs
+        try:
+            descriptor = os.open(self._file(_RUNS_FILE), os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # of a task that an older agent took
+            write_durably(self._file(_RUNS_FILE), str(before + 1).encode())
+        else:
+            try:
+                os.write(descriptor, str(before + 1).encode())  # one digit in place: the old one or the new
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._runs = before + 1
+        if before:
+            for name in (_PROGRESS_FILE, RESULT_FILE):
+                (self.path / name).unlink(missing_ok=True)
 
     def add_usage(self, run: Usage) -> None:
         """Add what one run cost to what the earlier ones did."""
-        before = self._usage()
-        total = Usage(
+        before = self._read_usage()
+        self._usage = Usage(
             cpu_ms=before.cpu_ms + run.cpu_ms,
             wall_ms=before.wall_ms + run.wall_ms,
             peak_rss_bytes=max(before.peak_rss_bytes, run.peak_rss_bytes),
         )
-        if total != before:
-            write_durably(self.path / _USAGE_FILE, encode(total))
+        if self._usage != before:
+            self._write(_USAGE_FILE, encode(self._usage))
 
     def mark_cancelled(self) -> None:
         """Note durably that it was cancelled."""
-        write_durably(self.path / _CANCELLED_FILE, b"")
+        self._cancelled = None  # whatever fails now, the file says it
+        self._write(_CANCELLED_FILE, b"")
+        sync_directory(self.path)
+        self._cancelled = True
 
     def mark_acked(self, number: int) -> None:
-        """Note durably that the workstation has the result."""
-        write_durably(self.path / _ACKED_FILE, str(number).encode())
+        """Note durably that the workstation has the result.
+
+        A power cut may take the number, which then counts as the oldest, but not the mark.
+        """
+        self._acked = None
+        self._write(_ACKED_FILE, str(number).encode())
+        sync_directory(self.path)
+        self._acked = True
 
     def free(self) -> None:
         """Remove what nobody needs after the acknowledgement; the rest is the receipt."""
-        (self.path / RESULT_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._file(RESULT_FILE))
         for name in (MODEL_DIRECTORY, BASE_DIRECTORY):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            remove_directory(self._file(name))
 
     def move(self, directory: Path) -> None:
-        """Move it to another directory, durably."""
+        """Move it to another directory.
+
+        Not synced: a final task that a power cut puts back is found to be final, and moved again.
+        """
         source, self.path = self.path, directory / self.task_id
-        source.rename(self.path)
-        sync_directory(directory)
-        sync_directory(source.parent)
+        os.rename(source, self.path)
+
+    def _write(self, name: str, data: bytes) -> None:
+        descriptor = os.open(
+            self._file(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE
+        )
+        try:
+            write_all(descriptor, data)
+        except OSError:
+            os.unlink(self._file(name))  # a mark counts by its name
+            raise
+        finally:
+            os.close(descriptor)
+
+
+def fill(directory: str, body: bytes) -> None:
+    """Write what a new task's directory holds beside links to its bundles; durable but for its own name."""
+    write_synced(f"{directory}/{REQUEST_FILE}", body)
+    # Empty, so that counting a run has no name to make durable.
+    os.close(os.open(f"{directory}/{_RUNS_FILE}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
+    sync_directory(directory)
 
 
 def plan_of(request: TaskRequest) -> Plan:
@@ -226,12 +308,24 @@ def plan_of(request: TaskRequest) -> Plan:
     Raises:
         WireError: When there is none.
     """
-    envelope = Envelope.from_json(request.plan, what="plan")
-    return decode(Plan, envelope.payload, limit=LIMITS.json_body_bytes, what="plan")
+    return _plan(Envelope.from_json(request.plan, what="plan").payload)
 
 
-def _read_number(path: Path) -> int:
+@functools.lru_cache(maxsize=1)  # a round's tasks have one plan
+def _plan(payload: bytes) -> Plan:
+    return decode(Plan, payload, limit=LIMITS.json_body_bytes, what="plan")
+
+
+def _read_number(path: str) -> int:
     try:
-        return int(path.read_bytes())
+        return int(_read_tail(path, _NUMBER_BYTES) or 0)
     except FileNotFoundError:
         return 0
+
+
+def _read_tail(path: str, size: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, size, max(0, os.fstat(descriptor).st_size - size))
+    finally:
+        os.close(descriptor)

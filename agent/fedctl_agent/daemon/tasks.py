@@ -8,6 +8,7 @@ them when its daemon goes away, and `recover` waits for that before it looks.
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -22,9 +23,9 @@ from fedctl_agent.daemon.slots import Slots, link_bundle
 from fedctl_agent.daemon.taskdir import (
     BASE_DIRECTORY,
     MODEL_DIRECTORY,
-    REQUEST_FILE,
     RESULT_FILE,
     TaskDir,
+    fill,
     plan_of,
 )
 from fedctl_agent.daemon.trust import Trust
@@ -34,7 +35,6 @@ from fedctl_agent.state import (
     TEMPORARY_SUFFIX,
     StateDir,
     sync_directory,
-    write_durably,
 )
 from fedctl_wire.codec import Json, decode
 from fedctl_wire.errors import WireError
@@ -218,14 +218,14 @@ class Tasks:
         with self._changed:
             for task in _read_all(self._state.spool, self._log):
                 self._tasks[task.task_id] = task
-            acked = sorted((t.ack_number, t.task_id) for t in self._tasks.values() if t.acked)
-            self._acked.extend(task_id for _, task_id in acked)
-            self._acks = acked[-1][0] if acked else 0
             for task in _read_all(self._state.tasks, self._log):
                 self._tasks[task.task_id] = task
                 self._queue.append(task.task_id)
                 if task.ended:
                     self._finish(task)
+            acked = sorted((t.ack_number, t.task_id) for t in self._tasks.values() if t.acked)
+            self._acked.extend(task_id for _, task_id in acked)
+            self._acks = acked[-1][0] if acked else 0
             self._prune()
             self._start_next()
 
@@ -293,21 +293,22 @@ class Tasks:
         shutil.rmtree(task.path, ignore_errors=True)
 
     def _create(self, request: TaskRequest, plan: Plan, body: bytes) -> TaskDir:
-        staging = self._state.tasks / (request.task_id + TEMPORARY_SUFFIX)
-        staging.mkdir(mode=PRIVATE_DIRECTORY)
+        path = self._state.tasks / request.task_id
+        staging = f"{path}{TEMPORARY_SUFFIX}"
+        os.mkdir(staging, PRIVATE_DIRECTORY)
         try:
-            self._link(request.bundle, plan, staging / MODEL_DIRECTORY)
+            self._link(request.bundle, plan, f"{staging}/{MODEL_DIRECTORY}")
             if request.kind is TaskKind.EVALUATE:
-                self._link(plan.base.sha256, plan, staging / BASE_DIRECTORY)
-            write_durably(staging / REQUEST_FILE, body)  # syncs the directory, too
-            path = staging.rename(self._state.tasks / request.task_id)
+                self._link(plan.base.sha256, plan, f"{staging}/{BASE_DIRECTORY}")
+            fill(staging, body)
+            os.rename(staging, path)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
         sync_directory(self._state.tasks)
         return TaskDir(path, request.task_id, request.kind, plan.round, request.attempt)
 
-    def _link(self, bundle: str, plan: Plan, target: Path) -> None:
+    def _link(self, bundle: str, plan: Plan, target: str) -> None:
         with self._slots.holding(plan.model, bundle) as slot:
             link_bundle(slot, target)
 
