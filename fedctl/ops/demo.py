@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedctl.core.errors import ConfigError, NotMetError, UsageError
+from fedctl.core.errors import ConfigError, LockedError, NotMetError, UsageError, reason_of
 from fedctl.core.home import Home
 from fedctl.core.plan import RoundWishes
 from fedctl.core.progress import Note, Observer, silent
@@ -71,6 +73,7 @@ def run(
 
     Raises:
         ConfigError: The home holds a real fleet or other files, or an agent does not start.
+        LockedError: Another `demo` is at work there.
         NotMetError: A round was not published.
     """
     if not 2 <= devices <= _MOST_DEVICES or rounds < 1 or seed < 0:
@@ -82,6 +85,11 @@ def run(
     if is_demo(home):
         stop(home)
     _take(home)
+    with _alone(home):
+        return _run(home, devices, rounds, seed, observer, began)
+
+
+def _run(home: Home, devices: int, rounds: int, seed: int, observer: Observer, began: float) -> DemoResult:
     holdout = max(1, devices // 2)
     data = home.path / _DIRECTORY / "data"
     people = generate(data, people=devices + holdout, days=DAYS, seed=seed).people
@@ -116,18 +124,20 @@ def stop(home: Home) -> int:
 
     Raises:
         ConfigError: The home holds a real fleet.
+        LockedError: The `demo` that made it is still at work.
     """
     if not is_demo(home):
         if home.database.exists():
             raise _not_for_a_demo(home, "holds a real fleet", "real_fleet")
         return 0
-    agents = stop_agents(_agents(home))
-    for name in _OWN:
-        shutil.rmtree(home.path / name, ignore_errors=True)
-    for name in (home.database.name, ROSTER_FILE):
-        for path in home.path.glob(f"*{name}*"):  # and what belongs to it, or was left half-written
-            path.unlink()
-    home.demo_mark.unlink()  # last: until then it is known as a demo
+    with _alone(home):
+        agents = stop_agents(_agents(home))
+        for name in _OWN:
+            shutil.rmtree(home.path / name, ignore_errors=True)
+        for name in (home.database.name, ROSTER_FILE):
+            for path in home.path.glob(f"*{name}*"):  # and what belongs to it, or was left half-written
+                path.unlink()
+        home.demo_mark.unlink()  # last: until then it is known as a demo
     if not any(home.path.iterdir()):
         home.path.rmdir()
     return agents
@@ -154,8 +164,31 @@ def _take(home: Home) -> None:
             raise _not_for_a_demo(home, f"holds files that are no demo's: {names[0]}", "not_empty")
         home.demo_mark.touch(mode=0o600)
     except OSError as error:
-        raise _not_for_a_demo(
-            home, f"cannot be the demo's home: {(error.strerror or str(error)).lower()}", "home"
+        raise _not_for_a_demo(home, f"cannot be the demo's home: {reason_of(error)}", "home") from error
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """Hold the demo's mark, so that no other `demo` ends this one's agents or takes away its files."""
+    try:
+        descriptor = os.open(home.demo_mark, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:  # ended by another command a moment ago
+        raise _not_for_a_demo(home, f"cannot be the demo's home: {reason_of(error)}", "home") from error
+    try:
+        _lock(descriptor, home)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, home: Home) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LockedError(
+            f"another fedctl demo is at work in {home.path}",
+            hint="wait for it to end, or interrupt it with Ctrl-C",
+            subject=str(home.path),
         ) from error
 
 

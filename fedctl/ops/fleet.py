@@ -51,6 +51,8 @@ def init(home: Home, *, root_key: Path | None = None, demo: bool = False) -> Ini
             raise _held_by_demo(home)
         if _holds_fleet(home):
             return _confirm(home, root_key, demo=demo)
+        for leftover in home.keys.glob(".*"):  # private keys half-written by an `init` that was killed
+            leftover.unlink()
         keys = create_keys(home, root_key)
         fleet = Fleet(str(uuid.uuid4()), keys.root, keys.operator, roster_serial=0, demo=demo)
         with Store.create(home, fleet) as store:

@@ -7,20 +7,22 @@ durable. What is read back is held against the operator's signature and the mani
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
 from fedctl.core.durable import PartFile
-from fedctl.core.errors import ConfigError, FedctlError, NotFoundError, UsageError
+from fedctl.core.errors import ConfigError, FedctlError, LockedError, NotFoundError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.model_records import Deployment, ModelVersion, VersionState
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
 from fedctl.ops.fleet import actor
 from fedctl.store import ReadStore, Store
+from fedctl.store.lock import hold_lock
 from fedctl_wire.manifest import Manifest
 from fedctl_wire.messages import ModelInstalled, TrainSettings
 from fedctl_wire.names import Name
@@ -98,6 +100,7 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
 
     Raises:
         UsageError: The name is taken or not allowed, or the numbers make no model.
+        LockedError: Another command makes a model of that name.
         ConfigError: The disk refuses, or the operator key is missing.
     """
     from fedctl import models
@@ -123,14 +126,26 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
         defaults=wanted.settings,
         scale=wanted.scale,
     )
-    bundle = write_bundle(home.bundle(name, 1), description, built, key)
-    with store.transaction():
-        _check_free(store, name)
-        store.add_model(name)
-        store.add_version(_draft(name, bundle.sha256))
-        detail = {"sha256": bundle.sha256}
-        store.add_event(actor=actor(), verb="model.create", subject=f"{name}@1", detail=detail)
+    with _alone(home, name):
+        _check_free(store, name)  # before its files, if it was made meanwhile, are replaced
+        bundle = write_bundle(home.bundle(name, 1), description, built, key)
+        with store.transaction():
+            store.add_model(name)
+            store.add_version(_draft(name, bundle.sha256))
+            detail = {"sha256": bundle.sha256}
+            store.add_event(actor=actor(), verb="model.create", subject=f"{name}@1", detail=detail)
     return show(store, home, f"{name}@1")
+
+
+@contextmanager
+def _alone(home: Home, name: Name) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(home, model=name))
+        except LockedError as error:
+            hint = "wait for that command to end, then see: fedctl model list"
+            raise LockedError(error.message, hint=hint, subject=error.subject) from error
+        yield
 
 
 def resolve(store: ReadStore, reference: str) -> ModelVersion:

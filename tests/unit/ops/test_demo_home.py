@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
 
-from fedctl.core.errors import ConfigError
+from fedctl.core.errors import ConfigError, LockedError
 from fedctl.core.home import Home
 from fedctl.ops import demo
 from fedctl.ops.fleet import init
@@ -72,6 +73,17 @@ def test_a_demo_killed_before_it_had_a_fleet_can_be_ended(home: Home) -> None:
         init(home)
     assert demo.stop(home) == 0
     assert not home.path.exists()
+
+
+def test_two_at_once_do_not_end_each_other(home: Home) -> None:
+    home.path.mkdir()
+    home.demo_mark.touch()
+    with home.demo_mark.open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for attempt in (lambda: demo.run(home, devices=2, rounds=1), lambda: demo.stop(home)):
+            with pytest.raises(LockedError, match="another fedctl demo is at work"):
+                attempt()
+    assert demo.stop(home) == 0
 
 
 def test_a_file_in_its_place_is_named(home: Home) -> None:

@@ -41,6 +41,13 @@ def test_a_second_one_changes_nothing(home: Home) -> None:
     assert {p: p.read_bytes() for p in home.keys.iterdir()} == before
 
 
+def test_no_half_written_private_key_stays(home: Home) -> None:
+    home.keys.mkdir(parents=True)
+    (home.keys / ".root.i1wpm_gq").write_text("half a private key")
+    init(home)
+    assert not list(home.keys.glob(".*"))
+
+
 def test_the_root_key_may_live_elsewhere(home: Home, tmp_path: Path) -> None:
     elsewhere = tmp_path / "usb" / "root"
     init(home, root_key=elsewhere)

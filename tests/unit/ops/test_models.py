@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from fedctl.core.errors import ConfigError, FedctlError, NotFoundError, TrustError, UsageError
+from fedctl import models
+from fedctl.core.errors import ConfigError, FedctlError, LockedError, NotFoundError, TrustError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.model_records import ModelVersion, VersionState
 from fedctl.ops.fleet import init
@@ -18,6 +19,7 @@ from fedctl.ops.models import NewModel, create, export, resolve, show
 from fedctl.release.bundle import next_version, read_bundle
 from fedctl.release.keys import load_operator
 from fedctl.store import Store
+from fedctl.store.lock import hold_lock
 from fedctl_wire.errors import WireError
 from fedctl_wire.manifest import Preprocessing
 
@@ -108,6 +110,31 @@ def test_a_create_that_was_killed_can_be_run_again(store: Store, home: Home) -> 
     leftover.mkdir(parents=True)
     (leftover / "weights.safetensors").write_bytes(b"half")
     assert create(store, home, WANTED).version.version == 1
+
+
+def test_the_loser_of_two_at_once_replaces_no_files(
+    store: Store, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = models.build
+    raced: list[bool] = []
+
+    def slow(*words: object, **more: object) -> object:  # the other one is made while this one builds
+        if not raced:
+            raced.append(True)
+            create(store, home, replace(WANTED, seed=WANTED.seed + 1))
+        return build(*words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(models, "build", slow)
+    with pytest.raises(UsageError, match="there is a model health already"):
+        create(store, home, WANTED)
+    bundle = read_bundle(home.bundle("health", 1), store.fleet().operator_key)
+    assert bundle.sha256 == store.version("health", 1).sha256
+
+
+def test_a_create_waits_for_nobody(store: Store, home: Home) -> None:
+    with hold_lock(home, model="health"), pytest.raises(LockedError, match="is held by pid") as caught:
+        create(store, home, WANTED)
+    assert "model list" in caught.value.hint
 
 
 def test_references(store: Store, home: Home) -> None:
