@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from fedctl_agent import __version__
 from fedctl_agent.daemon.policy import EffectivePolicy, LocalPolicy, intersect
+from fedctl_agent.sources import choose_source
 from fedctl_agent.state import StateDir, read_json, sync_directory, write_durably
 from fedctl_agent.trainers import JobContext, JobError, Outcome
 from fedctl_agent.worker.jobs import set_limit
@@ -73,7 +74,7 @@ def prepare_job(
     """
     try:
         task = _read_task(state, task_dir, trust)
-        _prepare_graphs(task)
+        _prepare(state, task)
     except Exception as error:  # noqa: BLE001 - raised again by the job, whose boundary it then meets
         return functools.partial(_fail, task_dir, error)
     return functools.partial(_work, state, task, run)
@@ -151,12 +152,15 @@ def _read_task(state: StateDir, task_dir: Path, trust: Trust) -> _Task:
     )
 
 
-def _prepare_graphs(task: _Task) -> None:
+def _prepare(state: StateDir, task: _Task) -> None:
+    """Have small files parsed here, where the parsed form stays; whatever is wrong the job will find."""
     from fedctl_agent.trainers.model import prepare_graph  # loads NumPy
 
     prepare_graph(task.directory / _MODEL, task.manifest)
     if task.base_manifest is not None:
         prepare_graph(task.directory / _BASE, task.base_manifest)
+    with contextlib.suppress(JobError):
+        choose_source(state.sources, str(task.manifest.model))
 
 
 def _context(state: StateDir, task: _Task, output: Path, progress: Callable[[Progress], None]) -> JobContext:
