@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fedctl.cli import round_views as views
 from fedctl.cli.command import Noun, session_of
 from fedctl.cli.options import Labels, Names, home, reading, seconds_of, writing
 from fedctl.cli.output import View
@@ -82,7 +83,6 @@ def start(  # noqa: PLR0913 - one parameter an option
     An unfinished round of the model is finished first. It may be killed at any moment; "fedctl round resume"
     goes on. Exit code 6: quorum, gate or target not met. 7: another run has the model.
     """
-    from fedctl.cli import round_views as views
     from fedctl.cli.progress import Watcher
     from fedctl.core.plan import RoundWishes
     from fedctl.core.selector import Selector
@@ -132,7 +132,6 @@ def list_(
     ] = 50,
 ) -> View:
     """List rounds, newest first."""
-    from fedctl.cli import round_views as views
     from fedctl.ops import rounds as operations
 
     with reading() as store:
@@ -150,7 +149,6 @@ def show(
     round_id: Annotated[int, typer.Argument(metavar="ROUND", max=_MOST, help="A round's number.")],
 ) -> View:
     """Show one round: what was planned, what became of it, and what each device did."""
-    from fedctl.cli import round_views as views
     from fedctl.ops import rounds as operations
 
     with reading() as store:
@@ -169,7 +167,6 @@ def watch(ctx: typer.Context, round_id: RoundNumber = None) -> View:
 
     Exit code 6: it ended and was not published.
     """
-    from fedctl.cli import round_views as views
     from fedctl.cli.progress import Watcher
     from fedctl.ops import rounds as operations
 
@@ -186,7 +183,6 @@ def watch(ctx: typer.Context, round_id: RoundNumber = None) -> View:
 )
 def resume(ctx: typer.Context, round_id: RoundNumber = None) -> View:
     """Finish a round that was interrupted, or all of them."""
-    from fedctl.cli import round_views as views
     from fedctl.cli.progress import Watcher
     from fedctl.ops import rounds as operations
 
@@ -205,7 +201,6 @@ def resume(ctx: typer.Context, round_id: RoundNumber = None) -> View:
 )
 def cancel(round_id: RoundNumber = None) -> View:
     """End an unfinished round; nothing of it is published."""
-    from fedctl.cli import round_views as views
     from fedctl.ops import rounds as operations
 
     with writing() as store:

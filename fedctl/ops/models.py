@@ -131,7 +131,7 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
         bundle = write_bundle(home.bundle(name, 1), description, built, key)
         with store.transaction():
             store.add_model(name)
-            store.add_version(_draft(name, bundle.sha256))
+            store.add_version(version_row(bundle, VersionState.DRAFT))
             detail = {"sha256": bundle.sha256}
             store.add_event(actor=actor(), verb="model.create", subject=f"{name}@1", detail=detail)
     return show(store, home, f"{name}@1")
@@ -146,6 +146,19 @@ def _alone(home: Home, name: Name) -> Iterator[None]:
             hint = "wait for that command to end, then see: fedctl model list"
             raise LockedError(error.message, hint=hint, subject=error.subject) from error
         yield
+
+
+def version_row(bundle: Bundle, state: VersionState, *, round_id: int | None = None) -> ModelVersion:
+    """What the database keeps of a version whose bundle was just written."""
+    return ModelVersion(
+        model=bundle.manifest.model,
+        version=bundle.manifest.model_version,
+        sha256=bundle.sha256,
+        parent=bundle.manifest.parent,
+        round_id=round_id,
+        state=state,
+        created_at=rfc3339(SYSTEM_CLOCK.now()),
+    )
 
 
 def resolve(store: ReadStore, reference: str) -> ModelVersion:
@@ -282,18 +295,6 @@ def _check_free(store: ReadStore, name: str) -> None:
             subject=name,
             code="exists",
         )
-
-
-def _draft(name: str, sha256: str) -> ModelVersion:
-    return ModelVersion(
-        model=name,
-        version=1,
-        sha256=sha256,
-        parent=None,
-        round_id=None,
-        state=VersionState.DRAFT,
-        created_at=rfc3339(SYSTEM_CLOCK.now()),
-    )
 
 
 def _bundle(store: ReadStore, home: Home, version: ModelVersion, *, check_files: bool) -> Bundle:

@@ -196,4 +196,5 @@ def _newest(store: ReadStore) -> Round:
     rounds = store.rounds(limit=1)
     if not rounds:
         raise NotFoundError("there is no round yet", hint="start one: fedctl round start")
-    return _unfinished(store)[-1] if _unfinished(store) else rounds[0]
+    unfinished = _unfinished(store)
+    return unfinished[-1] if unfinished else rounds[0]

@@ -20,11 +20,12 @@ from fedctl.core import round_machine as machine
 from fedctl.core.errors import FedctlError
 from fedctl.core.gate import Verdict, judge
 from fedctl.core.home import Home
-from fedctl.core.model_records import ModelVersion, VersionState
+from fedctl.core.model_records import VersionState
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device
 from fedctl.core.round_records import Round, RoundPhase, Stage, Task
 from fedctl.ops.fleet import actor
+from fedctl.ops.models import version_row
 from fedctl.ops.training.candidate import candidate_bundle, make_candidate
 from fedctl.ops.training.site import Posted, RoundContext, Site, Wiring
 from fedctl.ops.training.state import load_evaluations, load_state, measured_json
@@ -34,7 +35,7 @@ from fedctl_wire.manifest import GRAPH_FILE
 from fedctl_wire.messages import TaskKind, task_id
 
 EVALUATION_CONTACT_S = 30.0  # how long an evaluation waits for a device that does not answer
-_TICK_S = 1.0  # how often that file is looked for
+_TICK_S = 1.0  # how often the file that cancels a round is looked for
 _SETTLE_S = 3.0  # how long a phase waits for acknowledgements of the one before
 
 
@@ -317,7 +318,9 @@ class RoundDriver:
             self._post(Posted("", machine.AggregateFailed(error.message)))
             return
         with self._store.transaction():
-            self._store.add_version(self._draft(bundle))
+            self._store.add_version(
+                version_row(bundle, VersionState.CANDIDATE, round_id=self._context.round.id)
+            )
             self._store.set_round_phase(
                 self._context.round.id,
                 RoundPhase.AGGREGATING,
@@ -325,17 +328,6 @@ class RoundDriver:
             )
         self._bundle = bundle
         self._post(Posted("", machine.Aggregated()))
-
-    def _draft(self, bundle: Bundle) -> ModelVersion:
-        return ModelVersion(
-            model=bundle.manifest.model,
-            version=bundle.manifest.model_version,
-            sha256=bundle.sha256,
-            parent=bundle.manifest.parent,
-            round_id=self._context.round.id,
-            state=VersionState.CANDIDATE,
-            created_at=self._context.round.started_at,
-        )
 
     def _candidate(self) -> Bundle:
         if self._bundle is None:

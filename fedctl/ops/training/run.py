@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
 from fedctl.core.errors import NotFoundError
-from fedctl.core.plan import RoundWishes, quorum_of, round_plan, task_plan
+from fedctl.core.plan import RoundWishes, quorum_of, round_plan
 from fedctl.core.progress import Note, Observer, RoundEnded, RoundStarted
 from fedctl.core.records import Device, Role
 from fedctl.core.round_records import Round, RoundDevice, RoundPhase, RoundSummary, Stage
@@ -18,6 +18,7 @@ from fedctl.core.until import Until
 from fedctl.ops.models import resolve
 from fedctl.ops.session import FleetSession
 from fedctl.ops.training.driver import RoundDriver
+from fedctl.ops.training.errand import errand_plan
 from fedctl.ops.training.scaling import scaled_version
 from fedctl.ops.training.site import RoundContext
 from fedctl.ops.training.state import load_plan, summarise
@@ -165,21 +166,12 @@ def finish_unfinished(session: FleetSession, model: str, observer: Observer) -> 
 
 def _context(session: FleetSession, round_: Round, names: tuple[str, ...]) -> RoundContext:
     base = _bundle(session, round_.model, round_.base_version)
-    golden_round = str(uuid.uuid4())
-    golden = task_plan(
-        fleet=session.fleet.uuid,
-        round_id=golden_round,
-        manifest=base.manifest,
-        bundle=base.sha256,
-        kind=TaskKind.GOLDEN,
-        devices=names,
-    )
     return RoundContext(
         session=session,
         round=round_,
         plan=load_plan(session.store, round_),
         envelope=session.store.plan(round_.plan),
-        golden=(golden_round, sign_plan(golden, session.operator_key)),
+        golden=errand_plan(session, base, TaskKind.GOLDEN, names),
         base=base,
     )
 

@@ -5,25 +5,23 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedctl.aggregation.scaling import scaling_from_stats, stats_layout
 from fedctl.aggregation.update import ExpectedFile, UpdateSink
-from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
 from fedctl.core.errors import DeviceError, FedctlError, NotMetError
-from fedctl.core.model_records import ModelVersion, VersionState
-from fedctl.core.plan import task_plan
+from fedctl.core.model_records import VersionState
 from fedctl.core.progress import DeviceProgress, Note, Observer
 from fedctl.core.records import Device
 from fedctl.core.round_records import Task
 from fedctl.ops.fleet import actor
+from fedctl.ops.models import version_row
 from fedctl.ops.session import RELEASED, FleetSession
+from fedctl.ops.training.errand import errand_plan
 from fedctl.ops.training.exchange import Assignment, carry_out, verified_result
 from fedctl.release.bundle import Bundle, next_version
-from fedctl.release.plan import sign_plan
 from fedctl.transport import retrying, sweep
 from fedctl_wire.messages import TaskKind
 from fedctl_wire.signing import Envelope
@@ -63,22 +61,12 @@ def scaled_version(
     Raises:
         NotMetError: Fewer answered; the message says who and why.
     """
-    round_uuid = str(uuid.uuid4())
-    names = tuple(device.name for device in devices)
-    plan = task_plan(
-        fleet=session.fleet.uuid,
-        round_id=round_uuid,
-        manifest=draft.manifest,
-        bundle=draft.sha256,
-        kind=TaskKind.STATS,
-        devices=names,
-    )
+    round_uuid, envelope = errand_plan(session, draft, TaskKind.STATS, [device.name for device in devices])
     directory = session.home.path / "rounds" / f"stats-{draft.manifest.model}"
     directory.mkdir(parents=True, exist_ok=True)
-    envelope = sign_plan(plan, session.operator_key)
     session.store.add_plan(envelope)
     errand = _Errand(session, draft, round_uuid, envelope, directory, time.monotonic() + deadline_s)
-    observer(Note(f"scaling: asking {len(names)} devices for the sums of their features"))
+    observer(Note(f"scaling: asking {len(devices)} devices for the sums of their features"))
     results = _gather(errand, devices, quorum, observer)
     bundle = _next_version(session, draft, results)
     shutil.rmtree(directory, ignore_errors=True)
@@ -137,7 +125,7 @@ def _ask_once(errand: _Errand, device: Device) -> Path:
     except FedctlError:
         session.forget(device.name)
         raise
-    session.store.put_task(Task(task.task_id, None, device.name, task.kind, 1, RELEASED))
+    session.store.put_task(replace(task, state=RELEASED))
     return path
 
 
@@ -152,17 +140,8 @@ def _next_version(session: FleetSession, draft: Bundle, results: dict[str, Path]
         preprocessing=scaling,
         operator_key=session.operator_key,
     )
-    row = ModelVersion(
-        model=manifest.model,
-        version=version,
-        sha256=bundle.sha256,
-        parent=draft.sha256,
-        round_id=None,
-        state=VersionState.DRAFT,
-        created_at=rfc3339(SYSTEM_CLOCK.now()),
-    )
     with session.store.transaction():
-        session.store.add_version(row)
+        session.store.add_version(version_row(bundle, VersionState.DRAFT))
         session.store.add_event(
             actor=actor(),
             verb="model.scale",

@@ -62,7 +62,7 @@ def test_the_command_is_killed_again_and_again(small: TestFleet, expected: str, 
             stderr=subprocess.DEVNULL,
         )
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = command.wait(timeout=moments.uniform(0.2, 1.6) if kills < 8 else 60)
+            code = command.wait(timeout=moments.uniform(0.1, 0.9) if kills < 8 else 60)
             assert code == 0
             continue
         command.send_signal(signal.SIGKILL)
