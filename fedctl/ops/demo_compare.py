@@ -1,7 +1,8 @@
 """What federated training is compared with: each device alone, and all data in one place.
 
-The same model, hyper-parameters, number of epochs and scaling rules, on the same people; measured on
-the people who took no part. Only a demo may look at everybody's data, because it made them up.
+The same model, hyper-parameters and scaling rules on the same people, measured on the people who took no
+part. Everybody takes as many steps as a federated device: alone over its own batches, pooled over batches
+as large as all devices' together (with small ones, eight times as many steps overfit). Only a demo may look at everybody's data, because it made them up.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def compare(
     as_long = replace(settings, local_epochs=settings.local_epochs * rounds)
     pooled = np.concatenate([x for x, _ in people]), np.concatenate([y for _, y in people])
     alone = [_reach(model, person, unseen, as_long, seed) for person in people]
-    return Comparison(local=sum(alone) / len(alone), central=_reach(model, pooled, unseen, as_long, seed))
+    as_wide = replace(as_long, batch_size=settings.batch_size * len(people))
+    return Comparison(local=sum(alone) / len(alone), central=_reach(model, pooled, unseen, as_wide, seed))
 
 
 def _reach(
