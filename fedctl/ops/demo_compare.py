@@ -2,7 +2,8 @@
 
 The same model, hyper-parameters and scaling rules on the same people, measured on the people who took no
 part. Everybody takes as many steps as a federated device: alone over its own batches, pooled over batches
-as large as all devices' together (with small ones, eight times as many steps overfit). Only a demo may look at everybody's data, because it made them up.
+as large as all devices' together (with small ones, eight times as many steps overfit). Only a demo may
+look at everybody's data, because it made them up.
 """
 
 from __future__ import annotations
