@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedctl.core.errors import TrustError, UsageError, reason_of
+from fedctl.core.errors import TrustError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device
@@ -23,8 +22,9 @@ from fedctl.ops.enrolment.enrol import (
     enrol,
     enrolled_as,
 )
-from fedctl.ops.enrolment.install import Installation, Outcome, Source, survey
+from fedctl.ops.enrolment.install import Installation, Outcome, survey
 from fedctl.ops.enrolment.shell import DeviceShell
+from fedctl.ops.enrolment.source import Source, read_source
 from fedctl.ops.enrolment.undo import Undo
 from fedctl.release.keys import load_root, login_path
 from fedctl.store import Store
@@ -37,8 +37,6 @@ from fedctl_wire.signing import fingerprint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-_SOURCE_BYTES_LIMIT = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +56,7 @@ class AddResult:
     url: str
     device: Device | None  # None after a dry run of a new device
     changed: bool  # False: everything was there already
-    steps: tuple[str, ...]  # sentences: done, or with dry_run what would be done
+    steps: tuple[str, ...]  # sentences: done or kept, or with dry_run what would be
     verdict: str = ""  # how the agent comes back after a reboot; "" for unix://
     round_trip_ms: float | None = None
     dry_run: bool = False
@@ -109,7 +107,7 @@ class Addition:
             name=checked_name(device.name),
             endpoint=endpoint,
             labels=device.labels,
-            source=_read_source(device.source) if device.source else None,
+            source=read_source(device.source) if device.source else None,
             root_key=load_root(home, root_key, expected=store.fleet().root_key),
             dry_run=dry_run,
             observer=observer,
@@ -147,6 +145,7 @@ class Addition:
 
     def _foresee(self, installation: Installation, existing: Device | None, url: str) -> AddResult:
         steps = [installation.probe.sentence, *installation.intentions(self.source)]
+        steps += installation.kept_source(self.source)
         if existing is None or not installation.found.enrolled:
             steps.append(f"enrol it as {self.name}")
         return AddResult(
@@ -173,8 +172,9 @@ class Addition:
         login_key = login_path(self.home)
         with connect(device=self.name, url=url, host_key=host_key, login_key=login_key) as client:
             joined = self._join(client, url, known, existing)
-        steps = (*outcome.done, *joined.steps)
-        return replace(joined, steps=steps, changed=bool(steps), verdict=outcome.verdict)
+        changes = (*outcome.done, *joined.steps)
+        steps = (*changes, *installation.kept_source(self.source))
+        return replace(joined, steps=steps, changed=bool(changes), verdict=outcome.verdict)
 
     def _join(self, client: AgentClient, url: str, known: Known, existing: Device | None) -> AddResult:
         """Enrol the agent behind `client` unless that is so already."""
@@ -276,21 +276,6 @@ def checked_name(text: str) -> Name:
         return Name(text, what="device name")
     except WireError as error:
         raise UsageError(str(error), subject=text, code=error.code) from error
-
-
-def _read_source(path: Path) -> Source:
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(_SOURCE_BYTES_LIMIT + 1)
-        if len(data) > _SOURCE_BYTES_LIMIT:
-            raise UsageError(f"source {path} is larger than {_SOURCE_BYTES_LIMIT} bytes", subject=str(path))
-        tomllib.loads(text := data.decode())
-        name = Name(path.stem, what="source name")
-    except OSError as error:
-        raise UsageError(f"cannot read the source {path}: {reason_of(error)}", subject=str(path)) from error
-    except ValueError as error:  # bad UTF-8, bad TOML, a bad name
-        raise UsageError(f"source {path}: {error}", subject=str(path)) from error
-    return Source(f"{name}.toml", text)
 
 
 def _check_host_key(existing: Device | None, session: AdminSession) -> None:

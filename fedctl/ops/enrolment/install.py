@@ -20,6 +20,7 @@ from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.ops.enrolment.ondevice import files, service
 from fedctl.ops.enrolment.shell import DeviceShell
+from fedctl.ops.enrolment.source import Source
 from fedctl.ops.enrolment.survey import Found, Places, Probe, inspect, probe_device, running
 from fedctl.ops.enrolment.undo import Undo
 from fedctl.release import wheels
@@ -48,14 +49,6 @@ def launcher_text(python: str, tree: str) -> str:
         f"export PYTHONPATH={shlex.quote(tree)} PYTHONSAFEPATH=1\n"
         f'exec {shlex.quote(python)} -c {shlex.quote(_START_PROGRAM)} "$@"\n'
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A source TOML to copy: its file name there, and its text."""
-
-    name: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +102,16 @@ class Installation:
         if not self.running:
             sentences.append("start the agent")
         return tuple(sentences)
+
+    def kept_source(self, source: Source | None) -> tuple[str, ...]:
+        """Says that `source` is not copied, since there is one already, and how it would be replaced."""
+        if source is None or not self.found.sources:
+            return ()
+        there = ", ".join(self.found.sources)
+        where = f"{self.places.state}/sources"
+        return (
+            f"kept the source that is there: {there} (only someone at the device can replace it: {where})",
+        )
 
     def carry_out(
         self, home: Home, undo: Undo, *, offline: Path | None, source: Source | None, observer: Observer

@@ -58,6 +58,9 @@ def test_from_nothing_to_a_device_that_answers_and_back(
     assert ping(store, home) is None
     check_key_line(board, fresh)
     check_idempotence(store, home, board)
+    second = add(store, home, board, source=source)
+    assert (second.changed, len(second.steps)) == (False, 1)
+    assert "kept the source that is there: recorder.toml" in second.steps[0]
     check_removal(store, home, board, fresh)
 
 

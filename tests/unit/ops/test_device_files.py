@@ -215,3 +215,12 @@ def test_without_purge_the_state_stays_and_with_it_nothing_stays(home: Path) -> 
     assert not prefix.exists()
     device_files.delete(str(prefix), str(state), purge=True)
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ['kind = "npz"\n', "path = 3\n", "no TOML", 'path = "/proc/self/\\u0000"\n'])
+def test_a_source_that_names_no_data_does_not_stop_a_purge(home: Path, text: str) -> None:
+    state = home / "fedctl" / "state"
+    (state / "sources").mkdir(parents=True)
+    (state / "sources" / "bad.toml").write_text(text)
+    assert device_files.delete(str(home / "fedctl" / "agent"), str(state), purge=True)["kept"] == []
+    assert list(home.iterdir()) == []

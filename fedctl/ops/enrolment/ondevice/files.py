@@ -197,7 +197,8 @@ def _purge_entry(path: Path, data: list[Path], kept: list[str]) -> None:
 def _source_data(state: Path) -> list[Path]:
     found = []
     for toml in state.glob("sources/*.toml"):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        # One that nobody can read names no data; a link in a circle is a RuntimeError before 3.13.
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RuntimeError):
             found.append((toml.parent / tomllib.loads(toml.read_text())["path"]).resolve())
     return found
 
