@@ -20,6 +20,8 @@ from fedctl.core.errors import ConfigError, reason_of
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+NOT_WRITTEN = "disk"  # code of the error when this machine's disk refuses
+
 
 class PartFile:
     """A file written block by block under a temporary name beside its own, which `commit` gives it.
@@ -145,4 +147,5 @@ def _named(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason_of(error)}",
             hint="check that the directory is writable and the disk has free space",
             subject=str(path),
+            code=NOT_WRITTEN,
         ) from error

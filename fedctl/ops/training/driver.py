@@ -274,8 +274,9 @@ class RoundDriver:
 
         def dispatch() -> None:
             try:
-                for _ in sweep(known, attend):
-                    pass
+                for _, outcome in sweep(known, attend):
+                    if isinstance(outcome, FedctlError):  # nothing that a device could be dropped for
+                        self._inbox.put(outcome)
             except Exception as error:  # noqa: BLE001 - a defect in a site is raised by the driver
                 self._inbox.put(error)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fedctl.aggregation.update import ExpectedFile, UpdateSink
 from fedctl.core import round_machine as machine
+from fedctl.core.durable import NOT_WRITTEN
 from fedctl.core.errors import DeviceError, FedctlError, UnreachableError
 from fedctl.core.gate import plausible
 from fedctl.core.progress import DeviceProgress
@@ -151,6 +152,8 @@ class Site:
         except StoppedError:
             return None
         except FedctlError as error:
+            if error.code == NOT_WRITTEN:  # this machine's disk is full: no fault of the device
+                raise
             return error
         return None
 

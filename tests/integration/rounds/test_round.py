@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedctl.core.errors import LockedError, NotFoundError, NotMetError, UsageError
+from fedctl.core.durable import NOT_WRITTEN, PartFile
+from fedctl.core.errors import ConfigError, LockedError, NotFoundError, NotMetError, UsageError
 from fedctl.core.model_records import VersionState
 from fedctl.core.progress import DeviceProgress, Event
 from fedctl.core.round_records import RoundPhase, Stage
@@ -48,6 +49,27 @@ def test_rounds_scale_train_evaluate_and_publish(small: TestFleet) -> None:
         assert all(row.bytes_up > 0 and row.bytes_down > 0 and row.cpu_ms > 0 for row in detail.devices)
         assert not any(store.lingering_tasks(name) for name in small.agents)
     assert not list((small.home.path / "rounds").glob("*"))  # updates are not kept after the round
+
+
+def test_a_full_disk_here_drops_no_device_and_is_resumed(
+    small: TestFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, full = PartFile.write, threading.Event()
+
+    def refuse(part: PartFile, block: bytes) -> None:
+        if full.is_set():
+            raise ConfigError("cannot write the update: no space left on device", code=NOT_WRITTEN)
+        write(part, block)
+
+    monkeypatch.setattr(PartFile, "write", refuse)
+    with small.store() as store:
+        rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES)
+        full.set()
+        with pytest.raises(ConfigError, match="no space left"):
+            rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES)
+        full.clear()
+        (summary,) = rounds.resume(store, small.home)
+    assert (summary.phase, summary.contributors, summary.dropped) == (RoundPhase.PUBLISHED, 3, ())
 
 
 def test_the_plan_that_travels_holds_no_names_and_is_hashed(small: TestFleet) -> None:
