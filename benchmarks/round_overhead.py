@@ -1,17 +1,18 @@
-"""What a round costs beside the training itself: ten local agents, a model of 1 MB, one step of training.
+"""What a round costs beside the training itself: ten local agents, a model of 1 MB, an empty training step.
 
     python benchmarks/round_overhead.py [--devices 10] [--rounds 10]
 
-Each device holds 25 rows, of which it trains on 20 in one step; its job still imports nothing anew but
-runs in a process of its own, reads the model, writes, hashes, signs and fsyncs the update, and evaluates
-base and candidate on the other 5. The last line is one JSON object: `cold_s` (the first round, wall
-clock: push, golden run and the start of the workers included), `warm_s` (median of the later ones) and
-`cpu_ms_per_device` (a warm round: daemon, worker and jobs of a device, without the workstation).
+Each device holds 25 rows and trains for no epoch: its `train` job reads the model and writes, hashes, signs
+and fsyncs an update of zeros, and its `evaluate` job measures base and candidate on 5 rows. The last line is
+one JSON object: `cold_s` (a first command of one round, wall clock: push, golden run and the start of the
+workers included), `warm_s` (median of the rounds of one later command) and `cpu_ms_per_device` (a round of
+that command: daemon, worker and jobs of a device, without the workstation).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -24,7 +25,9 @@ import numpy as np
 import psutil
 from local_fleet import local_fleet
 
+from fedctl.core.home import Home
 from fedctl.core.plan import RoundWishes
+from fedctl.core.progress import RoundEnded
 from fedctl.core.selector import Selector
 from fedctl.ops import rounds as round_ops
 from fedctl.ops.models import NewModel, create
@@ -57,22 +60,13 @@ def measure(directory: Path, devices: int, rounds: int) -> dict[str, float]:
             hidden=(HIDDEN,),
             classes=2,
             scale="none",
-            settings=TrainSettings(lr=1e-4, local_epochs=1, batch_size=32),
+            settings=TrainSettings(lr=1e-4, local_epochs=0, batch_size=32),
         )
         create(store, home, model)
 
-        def one_round() -> float:
-            began = time.monotonic()
-            wishes = RoundWishes(quorum=devices, tolerance=1.0)
-            run = round_ops.start(store, home, MODEL, Selector.parse((), ()), wishes=wishes)
-            (summary,) = run.rounds
-            assert summary.phase == "published", summary.reason
-            assert summary.contributors == devices, summary.dropped
-            return time.monotonic() - began
-
-        cold = one_round()
+        (cold,) = run_rounds(store, home, devices, 1)
         before = cpu_s(pids.values())
-        warm = [one_round() for _ in range(rounds)]
+        warm = run_rounds(store, home, devices, rounds)
         used = cpu_s(pids.values()) - before
     print("warm rounds:", " ".join(f"{seconds:.3f}" for seconds in warm), "s")
     return {
@@ -80,6 +74,24 @@ def measure(directory: Path, devices: int, rounds: int) -> dict[str, float]:
         "cold_s": round(cold, 3),
         "cpu_ms_per_device": round(1000 * used / rounds / devices, 1),
     }
+
+
+def run_rounds(store: Store, home: Home, devices: int, rounds: int) -> list[float]:
+    """One command; returns each round's wall-clock seconds, the first with the connections it makes."""
+    marks = [time.monotonic()]
+
+    def observe(event: object) -> None:
+        if isinstance(event, RoundEnded):
+            marks.append(time.monotonic())
+
+    wishes = RoundWishes(quorum=devices, tolerance=1.0)
+    selector = Selector.parse((), ())
+    run = round_ops.start(store, home, MODEL, selector, wishes=wishes, rounds=rounds, observer=observe)
+    for summary in run.rounds:
+        assert summary.phase == "published", summary.reason
+        assert summary.contributors == devices, summary.dropped
+    assert len(marks) == rounds + 1
+    return [end - start for start, end in itertools.pairwise(marks)]
 
 
 def names(devices: int) -> list[str]:

@@ -93,11 +93,13 @@ class Blobs:
 
     def discard(self, names: Iterable[str]) -> None:
         """Delete uploads, finished or not; those that are not here are none the less gone."""
+        here = {path.name for path in self._directory.iterdir()}  # as a rule nothing, or what is named
         for sha256 in names:
             with self._lock:
                 self._uploads.pop(sha256, None)
-            self.path(sha256).unlink(missing_ok=True)
-            self._partial(sha256).unlink(missing_ok=True)
+            for path in (self.path(sha256), self._partial(sha256)):
+                if path.name in here:
+                    path.unlink(missing_ok=True)
 
     def _partial(self, sha256: str) -> Path:
         return self._directory / (sha256 + TEMPORARY_SUFFIX)

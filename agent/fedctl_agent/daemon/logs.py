@@ -42,8 +42,9 @@ class AgentLog:
         """Append a line with the time, one of `PRIORITIES`, a sentence and further fields."""
         line = {"time": utc_now(), "priority": priority, "unit": "fedctl-agent", "message": message, **fields}
         with self._lock, contextlib.suppress(OSError):
-            if self._path.exists() and self._path.stat().st_size > _FILE_BYTES:
-                self._path.replace(self._older)
+            with contextlib.suppress(FileNotFoundError):
+                if self._path.stat().st_size > _FILE_BYTES:
+                    self._path.replace(self._older)
             descriptor = os.open(
                 self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE_FILE
             )

@@ -71,15 +71,14 @@ class Router:
         return JsonReply(failure.body, failure.status, failure.headers)
 
     def _answer(self, request: Request) -> Reply:
-        found = [(route, match) for path, route in self._routes if (match := path.fullmatch(request.path))]
-        if not found:
-            raise ApiError(404, "no_route", f"there is no {request.path[:200]}", subject=request.path[:200])
-        for route, match in found:
-            if route.method == request.method:
+        for path, route in self._routes:
+            if route.method == request.method and (match := path.fullmatch(request.path)):
                 self._check_caller(route, request)
                 parameters = {key: _PARAMETERS[key](text) for key, text in match.groupdict().items()}
                 return route.handler(self._agent, replace(request, parameters=parameters))
-        allowed = ", ".join(sorted(route.method for route, _ in found))
+        allowed = ", ".join(sorted(r.method for path, r in self._routes if path.fullmatch(request.path)))
+        if not allowed:
+            raise ApiError(404, "no_route", f"there is no {request.path[:200]}", subject=request.path[:200])
         message = f"{request.path} takes {allowed}, not {request.method[:20]}"
         raise ApiError(405, "method", message, headers={"Allow": allowed})
 

@@ -175,9 +175,10 @@ class Slots:
 
     def _missing(self, manifest: Manifest) -> Iterator[MissingBlob]:
         for file in manifest.files.values():
-            offset, finished = self._blobs.offset(file.sha256)
-            if not finished and self._in_slots(manifest.model, file.sha256) is None:
-                yield MissingBlob(file.sha256, file.bytes, offset)
+            if self._in_slots(manifest.model, file.sha256) is None:
+                offset, finished = self._blobs.offset(file.sha256)
+                if not finished:
+                    yield MissingBlob(file.sha256, file.bytes, offset)
 
     def _in_slots(self, model: str, sha256: str) -> Path | None:
         for slot in self._slots.values():

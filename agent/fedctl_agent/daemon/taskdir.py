@@ -147,7 +147,7 @@ class TaskDir:
         status = self._final or self._status(*self._end())
         # Kept until the acknowledgement: afterwards nobody asks any more, but the directory stays.
         self._final = None if self.acked else status
-        return replace(status, acked=self.acked)
+        return status if status.acked == self.acked else replace(status, acked=self.acked)
 
     def result(self) -> Result | None:
         """What the finished job said of itself, or None before it is done."""
