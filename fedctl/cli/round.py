@@ -14,6 +14,9 @@ from fedctl.cli.output import View
 app = Noun("round", "Train a model on the devices' own data.")
 
 _MOST = 2**53  # far above any number of rounds, and a number that SQLite can look for
+Model = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help="May be left out while there is only one.")
+]
 RoundNumber = Annotated[
     int | None, typer.Argument(metavar="[ROUND]", max=_MOST, help="A round's number.", show_default=False)
 ]
@@ -57,9 +60,7 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit code 3 if a device 
 )
 def start(  # noqa: PLR0913 - one parameter an option
     ctx: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="May be left out while there is only one.")
-    ] = None,
+    model: Model = None,
     names: Names = None,
     *,
     label: Labels = None,

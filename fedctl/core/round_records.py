@@ -99,12 +99,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the tasks of a round have cost so far, over all devices and attempts."""
+    """What the tasks of a round have sent so far, over all devices and attempts."""
 
-    tasks: int = 0
     bytes_up: int = 0  # devices to workstation
     bytes_down: int = 0  # workstation to devices
-    cpu_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

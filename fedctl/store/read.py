@@ -233,9 +233,8 @@ class ReadStore:
         return self._all(rows.to_task, query, [device])
 
     def round_totals(self, round_id: int) -> Totals:
-        """What a round's tasks have cost so far."""
-        query = """SELECT count(*) AS tasks, coalesce(sum(bytes_up), 0) AS bytes_up,
-            coalesce(sum(bytes_down), 0) AS bytes_down, coalesce(sum(cpu_ms), 0) AS cpu_ms
+        """What a round's tasks have sent so far."""
+        query = """SELECT coalesce(sum(bytes_up), 0) AS bytes_up, coalesce(sum(bytes_down), 0) AS bytes_down
             FROM task WHERE round_id = ?"""
         (totals,) = self._all(rows.to_totals, query, [round_id])
         return totals
