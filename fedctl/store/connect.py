@@ -90,7 +90,7 @@ def connect_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def connect_for_reading(path: Path) -> sqlite3.Connection:
-    """Open the file read-only, also when its directory cannot be written.
+    """Open the file read-only, also when its directory cannot be written or its disk is full.
 
     Raises:
         ConfigError: When it cannot be opened or is damaged.
@@ -98,10 +98,11 @@ def connect_for_reading(path: Path) -> sqlite3.Connection:
     with explained(path):
         try:
             return _open_uri(path, "mode=ro")
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
             # Reading a WAL database needs its -shm file, which cannot be made here. When there is no
             # write-ahead log either, the main file alone is the whole truth and may be read as it is.
-            if _is_allowed(path.parent, os.W_OK) or not _is_allowed(path, os.R_OK) or _has_log(path):
+            makes_files = _is_allowed(path.parent, os.W_OK) and not _lacks_room(error)
+            if makes_files or not _is_allowed(path, os.R_OK) or _has_log(path):
                 raise
             return _open_uri(path, "mode=ro&immutable=1")
 
@@ -125,6 +126,11 @@ def _open_uri(path: Path, options: str) -> sqlite3.Connection:
 
 def _is_allowed(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=True)
+
+
+def _lacks_room(error: sqlite3.Error) -> bool:
+    name = getattr(error, "sqlite_errorname", None) or ""
+    return name.startswith("SQLITE_IOERR_SHM")
 
 
 def _has_log(path: Path) -> bool:
