@@ -29,8 +29,8 @@ from fedctl_wire.names import Name
 from fedctl_wire.tensors import header_bytes, layout, read_file_header
 
 if TYPE_CHECKING:
+    from fedctl.ops.session import FleetSession
     from fedctl.release.bundle import Bundle
-    from fedctl.transport import AgentClient
 
 # What the plan of a round takes where nobody says otherwise.
 _DEFAULTS = TrainSettings(lr=0.05, momentum=0.0, local_epochs=2, batch_size=32)
@@ -235,7 +235,7 @@ def push(
     bundle = _bundle(store, home, version, check_files=True)
 
     def install(device: Device) -> PushOutcome:
-        return _install(session.client(device), bundle, observer)
+        return _install(session, device, bundle, observer)
 
     outcomes = []
     with FleetSession(store, home) as session:
@@ -245,7 +245,6 @@ def push(
                 outcomes.append(PushOutcome(device=device.name, error=outcome))
             else:
                 outcomes.append(outcome)
-                _record_deployment(store, outcome)
     result = PushResult(
         model=version.model,
         version=version.version,
@@ -313,7 +312,7 @@ def _bundle(store: ReadStore, home: Home, version: ModelVersion, *, check_files:
     return bundle
 
 
-def _install(client: AgentClient, bundle: Bundle, observer: Observer) -> PushOutcome:
+def _install(session: FleetSession, device: Device, bundle: Bundle, observer: Observer) -> PushOutcome:
     total = sum(file.bytes for file in bundle.manifest.files.values())
     sent = 0
 
@@ -321,27 +320,11 @@ def _install(client: AgentClient, bundle: Bundle, observer: Observer) -> PushOut
         nonlocal sent
         sent += block
         fraction = min(1.0, sent / total)
-        observer(DeviceProgress(client.device, "sending", fraction=fraction, bytes_down=sent))
+        observer(DeviceProgress(device.name, "sending", fraction=fraction, bytes_down=sent))
 
-    installed = client.push_bundle(bundle.directory, activate=True, on_bytes=count)
-    observer(DeviceProgress(client.device, "installed", fraction=1.0, bytes_down=sent))
-    return PushOutcome(device=client.device, installed=installed, bytes_down=sent)
-
-
-def _record_deployment(store: Store, outcome: PushOutcome) -> None:
-    installed = outcome.installed
-    if installed is None or installed.slot is None:
-        return
-    store.put_deployment(
-        Deployment(
-            device=outcome.device,
-            model=installed.model,
-            version=installed.version,
-            slot=installed.slot,
-            active=installed.active,
-            at=rfc3339(SYSTEM_CLOCK.now()),
-        )
-    )
+    installed = session.install(session.client(device), bundle, activate=True, on_bytes=count)
+    observer(DeviceProgress(device.name, "installed", fraction=1.0, bytes_down=sent))
+    return PushOutcome(device=device.name, installed=installed, bytes_down=sent)
 
 
 def _record_push(store: Store, result: PushResult) -> None:

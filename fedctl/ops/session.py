@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from fedctl.core.clock import SYSTEM_CLOCK, rfc3339
 from fedctl.core.errors import DeviceError, UnreachableError
 from fedctl.core.home import Home
+from fedctl.core.model_records import Deployment
 from fedctl.core.records import Device
 from fedctl.ops.contact import greet
+from fedctl.release.bundle import Bundle
 from fedctl.release.keys import load_operator, login_path
 from fedctl.store import Store
 from fedctl.transport import AgentClient, connect
-from fedctl_wire.messages import Health
+from fedctl_wire.messages import Health, ModelInstalled
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -45,6 +49,7 @@ class FleetSession:
         self.operator_key: Ed25519PrivateKey = load_operator(home, expected=self.fleet.operator_key)
         self._clients: dict[str, AgentClient] = {}
         self._abandoned: dict[str, list[AgentClient]] = {}
+        self._deployments: list[Deployment] = []
         self._health: dict[str, Health] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -84,8 +89,39 @@ class FleetSession:
                 raise UnreachableError(f"{device.name}: the command has ended", subject=device.name)
             self._clients[device.name] = client
             self._health[device.name] = contact.health
+        self.store.set_device_seen(device.name, agent_version=contact.health.version)
         self.release(device)
         return client
+
+    def install(
+        self,
+        client: AgentClient,
+        bundle: Bundle,
+        *,
+        activate: bool,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> ModelInstalled:
+        """Bring a bundle into one of the device's slots, to be recorded by `record_deployments`."""
+        installed = client.push_bundle(bundle.directory, activate=activate, on_bytes=on_bytes)
+        if installed.slot is not None:
+            deployment = Deployment(
+                device=client.device,
+                model=installed.model,
+                version=installed.version,
+                slot=installed.slot,
+                active=installed.active,
+                at=rfc3339(SYSTEM_CLOCK.now()),
+            )
+            with self._lock:
+                self._deployments.append(deployment)
+        return installed
+
+    def record_deployments(self) -> None:
+        """Record what `install` did since the last call; part of the transaction that it is called in."""
+        with self._lock:
+            taken, self._deployments = self._deployments, []
+        for deployment in taken:
+            self.store.put_deployment(deployment)
 
     def health(self, device: Device) -> Health:
         """What the device said of itself at first contact; `client` must have succeeded before."""
@@ -118,6 +154,8 @@ class FleetSession:
             self._closed = True
         for name in list(self._clients):
             self.forget(name)
+        with self.store.transaction():
+            self.record_deployments()
 
     def release(self, device: Device) -> None:
         """End what the device still does or keeps for rounds that are over; see `client`."""

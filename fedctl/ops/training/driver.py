@@ -14,20 +14,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 from fedctl.core import round_machine as machine
+from fedctl.core.clock import SYSTEM_CLOCK
 from fedctl.core.errors import FedctlError
 from fedctl.core.gate import Verdict, judge
 from fedctl.core.home import Home
 from fedctl.core.model_records import VersionState
-from fedctl.core.progress import DeviceProgress, Observer
+from fedctl.core.progress import DeviceProgress, Note, Observer
 from fedctl.core.records import Device
 from fedctl.core.round_records import Round, RoundPhase, Stage, Task
 from fedctl.ops.fleet import actor
 from fedctl.ops.models import version_row
 from fedctl.ops.training.candidate import candidate_bundle, make_candidate
-from fedctl.ops.training.site import Posted, RoundContext, Site, Wiring
+from fedctl.ops.training.site import WAITING, Posted, RoundContext, Site, Wiring
 from fedctl.ops.training.state import load_evaluations, load_state, measured_json
 from fedctl.release.bundle import Bundle
 from fedctl.transport import sweep
@@ -84,6 +86,7 @@ class RoundDriver:
         self._active: set[str] = set()  # devices whose site has not ended
         self._ended = threading.Condition()
         self._bundle: Bundle | None = None  # the candidate, once it is needed
+        self._silent: set[str] = set()  # devices that a note said do not answer
 
     def run(self) -> Round:
         """Drive the round to its end and return its row; an interruption leaves it resumable."""
@@ -94,8 +97,10 @@ class RoundDriver:
                 for effect in effects:
                     self._perform(effect)
                 effects = self._advance(self._drain())
-        finally:
-            self._settle()
+        except BaseException:
+            self._settle(wait_s=0)  # interrupted: what is not acknowledged is released at the next contact
+            raise
+        self._settle()
         self._advance(self._drain())  # what was acknowledged meanwhile
         self._release_late()
         shutil.rmtree(self._context.session.home.round(round_id), ignore_errors=True)
@@ -145,11 +150,19 @@ class RoundDriver:
         if isinstance(item, Exception):
             raise item
         if isinstance(item, DeviceProgress):
-            self._observer(item)
+            self._tell(item)
             return
         batch.posted.append(item)
         if item[0].event is not None:
             batch.events.append(item[0].event)
+
+    def _tell(self, progress: DeviceProgress) -> None:
+        self._observer(progress)
+        if progress.stage == WAITING and progress.device not in self._silent:
+            self._silent.add(progress.device)
+            left = timedelta(seconds=self._deadline - time.monotonic())
+            until = (SYSTEM_CLOCK.now() + left).strftime("%H:%M:%S UTC")
+            self._observer(Note(f"{progress.device} does not answer; waiting until {until}"))
 
     def _advance(self, batch: _Batch) -> tuple[machine.Effect, ...]:
         """Apply events and record what they change in one transaction."""
@@ -159,6 +172,7 @@ class RoundDriver:
             state, more = machine.step(state, event)
             effects.extend(more)
         with self._store.transaction():
+            self._context.session.record_deployments()
             for posted, _ in batch.posted:
                 self._record(posted)
             for event in batch.events:
@@ -282,11 +296,11 @@ class RoundDriver:
 
         threading.Thread(target=dispatch, daemon=True, name="sites").start()
 
-    def _settle(self) -> None:
+    def _settle(self, *, wait_s: float = _SETTLE_S) -> None:
         """Let sites finish what they acknowledge, and cut off those that the round gave up."""
         late = set(self._state.at(Stage.DROPPED))
         with self._ended:
-            self._ended.wait_for(lambda: self._active <= late, timeout=_SETTLE_S)
+            self._ended.wait_for(lambda: self._active <= late, timeout=wait_s)
             self._stop.set()
             for name in self._active:  # under the condition: each still has its `reap` before it
                 self._context.session.abandon(name)

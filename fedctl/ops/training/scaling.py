@@ -102,7 +102,7 @@ def _ask_once(errand: _Errand, device: Device) -> Path:
     session = errand.session
     try:
         client = session.client(device)
-        client.push_bundle(errand.base.directory, activate=True)
+        session.install(client, errand.base, activate=True)
         assignment = Assignment(device, TaskKind.STATS, errand.round, 1, errand.plan, errand.base.sha256)
         task = Task(assignment.task_id, None, device.name, TaskKind.STATS.value, 1, "sent")
         session.errands.add(task.task_id)

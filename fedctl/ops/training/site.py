@@ -32,6 +32,7 @@ from fedctl_wire.signing import Envelope
 from fedctl_wire.update import update_metadata
 
 BUSY_CODE = "busy"
+WAITING = "waiting"  # progress of a device that does not answer, until its next try
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class Site:
 
     def _evaluate_once(self, candidate: Bundle) -> None:
         client = self._prepare(self._context.base)
-        client.push_bundle(candidate.directory, activate=False)
+        self._context.session.install(client, candidate, activate=False)
         assignment = self._assignment(TaskKind.EVALUATE, candidate.sha256)
         self._post(machine.Advanced(self._name, Stage.SENT), self._task(assignment, "sent"))
         status = self._run(client, assignment)
@@ -167,14 +168,14 @@ class Site:
             self._context.session.forget(self._name)
             if self._wiring.stop.is_set():
                 raise stopped from error
-            self._report("waiting", error.message)
+            self._report(WAITING, error.message)
             raise
 
     def _prepare(self, base: Bundle) -> AgentClient:
         """A client of the device, which holds the base and has passed its golden batch."""
         client = self._context.session.client(self._device)
         self._traffic = (client.traffic.bytes_up, client.traffic.bytes_down)
-        client.push_bundle(base.directory, activate=True)
+        self._context.session.install(client, base, activate=True)
         graph = base.manifest.files[GRAPH_FILE].sha256
         if (self._name, graph) not in self._context.session.passed_golden:
             self._pass_golden(client, base, graph)

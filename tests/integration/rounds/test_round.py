@@ -14,7 +14,7 @@ import pytest
 from fedctl.core.durable import NOT_WRITTEN, PartFile
 from fedctl.core.errors import ConfigError, LockedError, NotFoundError, NotMetError, UsageError
 from fedctl.core.model_records import VersionState
-from fedctl.core.progress import DeviceProgress, Event
+from fedctl.core.progress import DeviceProgress, Event, Note
 from fedctl.core.round_records import RoundPhase, Stage
 from fedctl.core.selector import Selector
 from fedctl.ops import rounds
@@ -223,3 +223,42 @@ def test_a_rejected_candidate_is_nobodys_starting_point(small: TestFleet) -> Non
         assert rejected.phase is RoundPhase.REJECTED
         (after,) = rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES).rounds
     assert after.base_version == rejected.base_version
+
+
+def test_a_round_leaves_devices_and_slots_as_they_are_known(small: TestFleet) -> None:
+    with small.store() as store:
+        before = {device.name: device.last_seen or "" for device in store.devices()}
+        (summary,) = rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES).rounds
+        assert all((device.last_seen or "") > before[device.name] for device in store.devices())
+        slots = {(d.device, d.version, d.active) for d in store.deployments()}
+    assert ("dev-1", summary.base_version, True) in slots
+    assert ("dev-4", summary.result_version, False) in slots
+
+
+def test_a_device_that_does_not_answer_is_named_while_it_is_waited_for(small: TestFleet) -> None:
+    small.agents["dev-2"].kill()
+    notes: list[str] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    wishes = replace(WISHES, deadline_s=2.0)
+    with small.store() as store:
+        rounds.start(store, small.home, MODEL, EVERYONE, wishes=wishes, observer=observe)
+    assert sum("dev-2 does not answer; waiting until" in note for note in notes) == 1
+
+
+def test_an_interrupted_round_lets_go_at_once_and_is_resumed(small: TestFleet) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, DeviceProgress) and event.stage == "collected":
+            raise KeyboardInterrupt
+
+    with small.store() as store:
+        rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES)
+        small.agents["dev-2"].kill()
+        with pytest.raises(KeyboardInterrupt):
+            rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES, observer=interrupt)
+        small.agents["dev-2"].start()
+        (summary,) = rounds.resume(store, small.home)
+    assert (summary.phase, summary.contributors) == (RoundPhase.PUBLISHED, 3)
