@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedctl.cli.output import Column, Table, View, facts
+from fedctl.cli.output import Column, Details, Table, View, facts
 from fedctl.core.errors import ExitCode, FedctlError
 from fedctl_wire.codec import Json, to_json
 
@@ -125,7 +125,8 @@ def pinged(outcomes: Sequence[PingOutcome]) -> View:
     cells = [_ping_cells(outcome) for outcome in outcomes]
     reached = [outcome.device for outcome in outcomes if outcome.error is None]
     exit_code = exit_of([outcome.error for outcome in outcomes])
-    return View({"devices": rows}, [Table(columns, cells)], rows, reached, exit_code=exit_code)
+    why = reasons([(o.device, o.error) for o in outcomes])
+    return View({"devices": rows}, [Table(columns, cells), why], rows, reached, exit_code=exit_code)
 
 
 def removed(outcomes: Sequence[RemoveOutcome]) -> View:
@@ -134,14 +135,16 @@ def removed(outcomes: Sequence[RemoveOutcome]) -> View:
         {"name": o.device, "removed": o.error is None, "steps": list(o.steps), "error": error_json(o.error)}
         for o in outcomes
     ]
-    cells = [
-        (o.device, "✗" if o.error else "✓", o.error.message if o.error else "; ".join(o.steps))
-        for o in outcomes
-    ]
+    cells = [(o.device, "✗", short(o.error)) if o.error else (o.device, "✓", "removed") for o in outcomes]
+    done = Details([(o.device, o.steps) for o in outcomes if o.steps])
     gone = [o.device for o in outcomes if o.error is None]
     return View(
         {"devices": rows},
-        [Table((Column("name"), Column(""), Column("what was done")), cells)],
+        [
+            Table((Column("name"), Column(""), Column("outcome")), cells),
+            done,
+            reasons([(o.device, o.error) for o in outcomes]),
+        ],
         rows,
         gone,
         action=len(gone) == len(outcomes),
@@ -158,6 +161,24 @@ def exit_of(errors: Sequence[FedctlError | None]) -> ExitCode:
     """0 when every device did it; 4, 8 or 9 when all failed for that same reason; else 3."""
     codes = {ExitCode.OK if error is None else error.exit_code for error in errors} or {ExitCode.OK}
     return codes.pop() if len(codes) == 1 and codes <= _SHARED_CODES else ExitCode.PARTIAL
+
+
+def short(error: FedctlError | None) -> str | None:
+    """The kind of an error, for a cell; `reasons` says the rest below the table."""
+    return error.code.replace("_", " ") if error else None
+
+
+def reasons(errors: Sequence[tuple[str, FedctlError | None]]) -> Details:
+    """Each device's error in full, and its hint."""
+    entries = [(name, (beside(name, e.message), *filter(None, [e.hint]))) for name, e in errors if e]
+    return Details(entries)
+
+
+def beside(device: str, message: str) -> str:
+    """A message that stands beside the device's name, so that it need not say it again."""
+    for start in (f"device {device}: ", f"device {device} ", f"{device}: "):
+        message = message.removeprefix(start)
+    return message.replace(f" on device {device}:", ":")
 
 
 def error_json(error: FedctlError | None) -> Json:
@@ -177,7 +198,7 @@ def _device_json(device: Device) -> dict[str, Json]:
 
 def _ping_cells(outcome: PingOutcome) -> Cells:
     if outcome.error is not None:
-        return (outcome.device, "✗", None, None, None, outcome.error.message)
+        return (outcome.device, "✗", None, None, None, short(outcome.error))
     took = None if outcome.round_trip_ms is None else f"{outcome.round_trip_ms:.1f}"
     health = outcome.health
     if health is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedctl.cli.device_views import error_json, exit_of, seconds
+from fedctl.cli.device_views import error_json, exit_of, reasons, seconds, short
 from fedctl.cli.output import Column, Table, View, facts
 from fedctl.cli.units import byte_count
 from fedctl_wire.codec import Json, to_json
@@ -105,14 +105,14 @@ def pushed(result: PushResult) -> View:
             "✗" if o.error else "✓",
             o.installed.slot if o.installed else None,
             byte_count(o.bytes_down),
-            o.error.message if o.error else None,
+            short(o.error),
         )
         for o in result.outcomes
     ]
     installed = [o.device for o in result.outcomes if o.error is None]
     return View(
         {"model": result.model, "version": result.version, "sha256": result.sha256, "devices": rows},
-        [Table(columns, cells)],
+        [Table(columns, cells), reasons([(o.device, o.error) for o in result.outcomes])],
         rows,
         installed,
         action=len(installed) == len(result.outcomes),

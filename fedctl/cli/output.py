@@ -79,11 +79,33 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Details:
+    """What a cell of the table above has no room for: whole sentences below their name, wrapped."""
+
+    entries: Sequence[tuple[str, Sequence[str]]]  # name, sentences; the first stands beside the name
+
+    def lines(self, width: int) -> Iterator[str]:
+        """Lay the sentences out in `width` columns; words longer than that stay whole."""
+        import textwrap
+
+        for name, (first, *rest) in self.entries:
+            for start, sentence in ((f"{name}: ", first), *((_GAP, other) for other in rest)):
+                yield from textwrap.wrap(
+                    clean(sentence),
+                    width,
+                    initial_indent=start,
+                    subsequent_indent=_GAP,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """A command's result in every form; the command line renders the one that was asked for."""
 
     body: dict[str, Json]  # `-o json`, where `schema_version` is added
-    blocks: Sequence[Table | Sequence[str]]  # `-o table`: tables and lines, an empty line between them
+    blocks: Sequence[Table | Details | Sequence[str]]  # `-o table`, an empty line between them
     rows: Sequence[Json] | None = None  # `-o jsonl`; None: the body is the only one
     names: Sequence[str] = ()  # `-o name`
     action: bool = False  # done rather than asked for: `-q` says nothing of it
@@ -101,7 +123,7 @@ def show(view: View, form: Format | None, *, quiet: bool) -> None:
 def _table_lines(view: View, screen: Screen) -> Iterator[str]:
     first = True
     for block in view.blocks:
-        lines = block.lines(screen.columns) if isinstance(block, Table) else map(clean, block)
+        lines = block.lines(screen.columns) if isinstance(block, Table | Details) else map(clean, block)
         for number, line in enumerate(lines):
             if number == 0 and not first:
                 yield ""

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedctl.cli.device_views import seconds
-from fedctl.cli.output import Column, Table, View, facts
-from fedctl.cli.screen import Screen, write
+from fedctl.cli.device_views import beside, seconds
+from fedctl.cli.output import Column, Details, Table, View, facts
+from fedctl.cli.screen import Screen, cells, clip, write
 from fedctl.cli.units import byte_count, duration, fixed
 from fedctl.core.errors import ExitCode, NotMetError
 from fedctl.core.progress import Event, Note, RoundEnded, RoundStarted
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RunResult
 
 _LEVELS = "▁▂▃▄▅▆▇█"
+_REASON_CELLS = 24  # of a reason in the table of devices; a longer one stands below it whole
 
 
 class RoundTable:
@@ -151,7 +152,7 @@ def listed(rounds: Sequence[RoundSummary]) -> View:
         Column("time", right=True, drop=4),
         Column("started", drop=6),
     )
-    cells = [
+    lines = [
         (
             str(r.id),
             r.model if r.result_version is None else f"{r.model}@{r.result_version}",
@@ -167,7 +168,7 @@ def listed(rounds: Sequence[RoundSummary]) -> View:
         for r in rounds
     ]
     rows: list[Json] = to_json(tuple(rounds))
-    return View({"rounds": rows}, [Table(columns, cells)], rows, [str(r.id) for r in rounds])
+    return View({"rounds": rows}, [Table(columns, lines)], rows, [str(r.id) for r in rounds])
 
 
 def shown(detail: RoundDetail) -> View:
@@ -193,7 +194,9 @@ def shown(detail: RoundDetail) -> View:
         ("rules", _words(detail.plan.get("rules"))),
     )
     body = {"round": to_json(r), "plan": detail.plan, "devices": to_json(detail.devices)}
-    return View(body, [facts(pairs), _device_table(detail.devices)], [body], [str(r.id)])
+    long = [(d.device, beside(d.device, d.reason)) for d in detail.devices if d.reason]
+    below = Details([(name, (reason,)) for name, reason in long if cells(reason) > _REASON_CELLS])
+    return View(body, [facts(pairs), _device_table(detail.devices), below], [body], [str(r.id)])
 
 
 def watched(summary: RoundSummary) -> View:
@@ -217,7 +220,7 @@ def check_published(summary: RoundSummary) -> None:
     if summary.phase is RoundPhase.PUBLISHED:
         return
     causes = [d for d in summary.dropped if d.reason != summary.reason]  # the rest only follow from it
-    dropped = "".join(f"\n  {d.device}  {d.reason or 'dropped'}" for d in causes)
+    dropped = "".join(f"\n  {d.device}  {beside(d.device, d.reason or 'dropped')}" for d in causes)
     reason = f": {summary.reason}" if summary.reason not in {None, "", summary.phase.value} else ""
     raise NotMetError(
         f"round {summary.id} of {summary.model} {_verb(summary.phase)}{reason}{dropped}",
@@ -242,7 +245,9 @@ def closing(rounds: Sequence[RoundSummary]) -> list[str]:
             f"up {byte_count(r.bytes_up)}",
         ]
         lines.append("   ".join(filter(None, parts)))
-        lines += [f"dropped {d.device}: {d.reason or 'no reason is known'}" for d in r.dropped]
+        lines += [
+            f"dropped {d.device}: {beside(d.device, d.reason or 'no reason is known')}" for d in r.dropped
+        ]
     return lines
 
 
@@ -321,7 +326,7 @@ def _device_table(devices: Sequence[RoundDeviceReport]) -> Table:
         Column("peak (MiB)", right=True, drop=7),
         Column("reason"),
     )
-    cells = [
+    rows = [
         (
             d.device,
             d.role,
@@ -333,8 +338,8 @@ def _device_table(devices: Sequence[RoundDeviceReport]) -> Table:
             byte_count(d.bytes_down),
             str(d.cpu_ms),
             f"{d.peak_rss_bytes / 1024**2:.0f}",
-            d.reason,
+            clip(beside(d.device, d.reason), _REASON_CELLS) if d.reason else None,
         )
         for d in devices
     ]
-    return Table(columns, cells)
+    return Table(columns, rows)

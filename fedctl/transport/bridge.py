@@ -12,7 +12,7 @@ import paramiko
 
 from fedctl.core.errors import DeviceError, FedctlError, TrustError, UnreachableError
 from fedctl.transport.answers import printable
-from fedctl.transport.base import remaining_s
+from fedctl.transport.base import Endpoint, remaining_s
 
 _NAME = b"fedctl-agent dial-stdio"
 _BANNER = _NAME + b" 1\n"
@@ -22,8 +22,14 @@ _NOT_STARTED = {126, 127}  # exit codes of a shell that could not start the brid
 _FORBIDDEN = {"EACCES", "EPERM"}
 
 
-def expect_agent(channel: paramiko.Channel, *, device: str, user: str, deadline: float) -> None:
+def expect_agent(channel: paramiko.Channel, *, device: str, endpoint: Endpoint, deadline: float) -> None:
     """Read the bridge's banner; afterwards the channel is the agent's socket.
+
+    Args:
+        channel: Its forced command has been started.
+        device: Named in errors.
+        endpoint: The device's address, user included; for errors and their way out.
+        deadline: Instant of `time.monotonic()`.
 
     Raises:
         UnreachableError: The agent is down, or the channel ended.
@@ -41,10 +47,11 @@ def expect_agent(channel: paramiko.Channel, *, device: str, user: str, deadline:
         return
     text = printable(line.decode("utf-8", "replace"))
     if line.startswith(_NAME):
-        raise _bridge_error(text, device, user)
+        raise _bridge_error(text, device, endpoint)
     if line:
         raise DeviceError(
-            f"device {device}: the login of {user} prints {text[:_SHOWN_CHARS]!r} before the agent answers",
+            f"device {device}: the login of {endpoint.user} prints {text[:_SHOWN_CHARS]!r} "
+            "before the agent answers",
             hint="its shell start-up file (.bashrc, .profile) must be silent when it is not interactive",
             subject=device,
             code="chatty_login",
@@ -52,7 +59,7 @@ def expect_agent(channel: paramiko.Channel, *, device: str, user: str, deadline:
     raise _silent_end(channel, device, deadline)
 
 
-def _bridge_error(text: str, device: str, user: str) -> FedctlError:
+def _bridge_error(text: str, device: str, endpoint: Endpoint) -> FedctlError:
     told = re.fullmatch(r"fedctl-agent dial-stdio: ([A-Z0-9]+): (.*)", text)
     if told is None:
         return DeviceError(
@@ -62,12 +69,15 @@ def _bridge_error(text: str, device: str, user: str) -> FedctlError:
         )
     if told[1] in _FORBIDDEN:
         return TrustError(
-            f"device {device}: user {user} may not open the agent's socket: {told[2]}",
+            f"device {device}: user {endpoint.user} may not open the agent's socket: {told[2]}",
             subject=device,
             code="socket_mode",
         )
     return UnreachableError(
-        f"agent is not running on device {device}: {told[2]}", subject=device, code="agent_down"
+        f"agent is not running on device {device}: {told[2]}",
+        hint=f"`fedctl devices add {device} {endpoint.url}` repairs it (run it again)",
+        subject=device,
+        code="agent_down",
     )
 
 

@@ -8,6 +8,7 @@ and is made anew when it was lost.
 from __future__ import annotations
 
 import getpass
+from dataclasses import replace
 from pathlib import Path
 
 import paramiko
@@ -34,6 +35,7 @@ class SshTransport(Transport):
         super().__init__(device)
         self._host, self._port = endpoint.host, endpoint.port or DEFAULT_PORT
         self._user = endpoint.user or getpass.getuser()
+        self._endpoint = replace(endpoint, user=self._user)
         self._host_key = " ".join(host_key.split()[:2])
         self._login_key = login_key
         self._link: paramiko.Transport | None = None
@@ -61,7 +63,7 @@ class SshTransport(Transport):
         try:
             channel.settimeout(remaining_s(deadline))
             channel.exec_command(_COMMAND)
-            expect_agent(channel, device=self.device, user=self._user, deadline=deadline)
+            expect_agent(channel, device=self.device, endpoint=self._endpoint, deadline=deadline)
         except BaseException:
             channel.close()
             raise

@@ -8,13 +8,13 @@ import pytest
 
 from fedctl.cli import round_views as views
 from fedctl.cli.command import Session
-from fedctl.cli.output import Format, View
+from fedctl.cli.output import Format, View, show
 from fedctl.cli.progress import Watcher
 from fedctl.core.errors import ExitCode, NotMetError
 from fedctl.core.progress import DeviceProgress, RoundEnded, RoundStarted
 from fedctl.core.records import Role
 from fedctl.core.round_records import RoundDevice, RoundPhase, RoundSummary, Stage
-from fedctl.ops.round_results import RunResult
+from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RunResult
 
 PUBLISHED = RoundSummary(
     id=41,
@@ -176,3 +176,41 @@ def test_lists_fit_80_columns_and_have_plain_numbers_in_json() -> None:
     rows = view.body["rounds"]
     assert rows[0]["bytes_up"] == 41_000
     assert rows[1]["result_version"] is None
+
+
+def test_a_round_in_full_says_each_reason_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    why = "could not be reached at 127.0.0.9 port 22922: connection refused"
+    devices = (
+        report("watch-05", "policy (battery)"),
+        report("watch-07", f"device watch-07 {why}"),
+    )
+    show(views.shown(RoundDetail(FAILED, {}, devices)), None, quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"watch-07: {why}"
+    assert lines[-3].endswith("could not be reached at…")
+    assert lines[-4].endswith("policy (battery)")
+    assert lines[-2] == ""
+
+
+def test_a_drop_out_is_named_once() -> None:
+    dropped = (RoundDevice(41, "watch-05", Role.TRAIN, Stage.DROPPED, "device watch-05 hung up"),)
+    view = views.ran(RunResult((replace(PUBLISHED, dropped=dropped),)), strict=False)
+    assert sentences(view)[1] == "dropped watch-05: hung up"
+
+
+def report(device: str, reason: str) -> RoundDeviceReport:
+    return RoundDeviceReport(
+        device=device,
+        role="train",
+        stage="dropped",
+        reason=reason,
+        examples=None,
+        norm=None,
+        update_sha256=None,
+        train_loss=None,
+        bytes_up=0,
+        bytes_down=0,
+        cpu_ms=0,
+        wall_ms=0,
+        peak_rss_bytes=0,
+    )

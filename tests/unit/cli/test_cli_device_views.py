@@ -1,0 +1,92 @@
+"""What a table of devices says of those that failed: all of it, on an 80-column screen too."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fedctl.cli import device_views as views
+from fedctl.cli import model_views
+from fedctl.cli.output import Details, Format, show
+from fedctl.core.errors import ConfigError, UnreachableError
+from fedctl.ops.devices import PingOutcome, RemoveOutcome
+from fedctl.ops.models import PushOutcome, PushResult
+
+WHY = "could not be reached at 127.0.0.9 port 22922: connection refused"
+ERROR = UnreachableError(
+    f"device watch-01 {WHY}", hint="`fedctl devices add watch-01 ssh://pi@127.0.0.9:22922` repairs it"
+)
+BELOW = [
+    f"watch-01: {WHY}",
+    "  `fedctl devices add watch-01 ssh://pi@127.0.0.9:22922` repairs it",
+]
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def check(lines: list[str]) -> None:
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert lines[-3:] == ["", *BELOW]
+
+
+def test_ping_says_why_and_what_to_do_below_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes = [
+        PingOutcome(device="watch-00", round_trip_ms=4.0),
+        PingOutcome(device="watch-01", error=ERROR),
+    ]
+    show(views.pinged(outcomes), None, quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["watch-01", "✗", "-", "unreachable"]
+    check(lines)
+
+
+def test_remove_says_what_it_did_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ("stopped the agent and deleted /home/pi/.local/share/fedctl/agent", "took the login key out")
+    outcomes = [RemoveOutcome(device="watch-00", steps=steps), RemoveOutcome(device="watch-01", error=ERROR)]
+    show(views.removed(outcomes), None, quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:] for line in lines[1:3]] == [["✓", "removed"], ["✗", "unreachable"]]
+    assert lines[4:6] == [f"watch-00: {steps[0]}", f"  {steps[1]}"]
+    check(lines)
+
+
+def test_push_says_why_below_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = PushOutcome(device="watch-01", installed=None, bytes_down=0, error=ERROR)
+    result = PushResult(model="health", version=1, sha256="0" * 64, outcomes=(outcome,))
+    show(model_views.pushed(result), None, quiet=False)
+    check(capsys.readouterr().out.splitlines())
+
+
+def test_json_has_the_whole_message_and_nothing_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    show(views.pinged([PingOutcome(device="watch-01", error=ERROR)]), Format.JSON, quiet=False)
+    (row,) = json.loads(capsys.readouterr().out)["devices"]
+    assert row["error"] == {"code": "unreachable", "message": ERROR.message, "hint": ERROR.hint}
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("device watch-01: it is busy", "it is busy"),
+        ("device watch-01 hung up", "hung up"),
+        ("watch-01: unpack failed", "unpack failed"),
+        ("agent is not running on device watch-01: no such file", "agent is not running: no such file"),
+        ("device watch-011 hung up", "device watch-011 hung up"),
+    ],
+)
+def test_a_message_beside_the_name_does_not_repeat_it(message: str, shown: str) -> None:
+    assert views.beside("watch-01", message) == shown
+
+
+def test_long_sentences_wrap_below_their_name_and_words_stay_whole() -> None:
+    error = ConfigError(" ".join(["word"] * 30), hint="x" * 100)
+    lines = list(views.reasons([("a", error), ("b", None)]).lines(40))
+    assert lines[0].startswith("a: word word")
+    assert lines[1].startswith("  word")
+    assert lines[-1] == "  " + "x" * 100
+    assert list(Details([]).lines(80)) == []
