@@ -10,6 +10,7 @@ steering it. No clock is involved: wearables boot in 1970.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ class Trust:
 
     def __init__(self, state: StateDir) -> None:
         self._state = state
+        # As text, once: they are looked at several times a task, and pathlib would take most of that.
+        self._files = tuple(map(str, (state.root_key, state.enrolment, state.roster, state.policy)))
         self._stamp: tuple[tuple[int, ...], ...] | None = None
         self._anchors: Anchors | None = None
         self._plans: dict[Envelope, Plan] = {}
@@ -158,12 +161,11 @@ class Trust:
         return _private_key(self._state.identity_key.read_bytes(), self._state.identity_key.name)
 
     def _read_stamp(self) -> tuple[tuple[int, ...], ...]:
-        state = self._state
         try:
-            found = [p.stat() for p in (state.root_key, state.enrolment, state.roster, state.policy)]
+            found = [os.stat(path) for path in self._files]  # noqa: PTH116
         except FileNotFoundError as error:
             missing = Path(error.filename).name
-            code = "not_enrolled" if missing == state.root_key.name else "state"
+            code = "not_enrolled" if error.filename == self._files[0] else "state"
             raise WireError(f"this device holds no {missing}", code=code, subject=missing) from error
         return tuple((s.st_mtime_ns, s.st_ino, s.st_size) for s in found)
 

@@ -12,9 +12,10 @@ import safetensors.numpy
 
 from fedctl.models import build, local
 from fedctl_agent.trainers import JobError, run
+from fedctl_agent.trainers.model import load_graph, prepare_graph
 from fedctl_agent.trainers.reporter import Reporter
 from fedctl_agent.trainers.tensorfile import read_tensors
-from fedctl_wire.manifest import WEIGHTS_FILE
+from fedctl_wire.manifest import GRAPH_FILE, WEIGHTS_FILE
 from fedctl_wire.messages import Progress, TaskKind, TaskState, TrainSettings
 from fedctl_wire.tensors import read_file_header
 from tests.unit.trainers.jobs import PLAN_SHA256, ROUND, SETTINGS, Bench, write_bundle
@@ -254,3 +255,15 @@ def test_a_base_of_other_classes_is_not_compared(ready: Bench) -> None:
     base = write_bundle(ready.root / "base", three)
     error = failing(ready, TaskKind.EVALUATE, base_dir=ready.root / "base", base_manifest=base)
     assert error.code == "graph"
+
+
+def test_a_graph_is_compiled_ahead_only_from_the_bytes_that_the_manifest_lists(bench: Bench) -> None:
+    path = bench.context(TaskKind.TRAIN).model_dir / GRAPH_FILE
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"Relu", b"Exp"))
+    prepare_graph(path.parent, bench.manifest)
+    path.write_bytes(good)
+    prepare_graph(path.parent, bench.manifest)
+    graph = load_graph(path.parent, bench.manifest)
+    assert load_graph(path.parent, bench.manifest) is graph
+    assert graph.program.operators == bench.manifest.operators

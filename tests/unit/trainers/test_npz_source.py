@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,34 @@ def test_files_are_read_in_the_order_of_their_names(bench: Bench) -> None:
     np.testing.assert_array_equal(data.x, np.concatenate([earlier[0], later[0]]))
     np.testing.assert_array_equal(data.y, np.concatenate([earlier[1], later[1]]))
     assert (data.x.dtype, data.y.dtype, data.train) == (np.float32, np.int64, 9)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", "<f2", ">f4"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_are_what_numpy_reads(bench: Bench, dtype: str, *, compressed: bool) -> None:
+    bench.source()
+    x, y = bench.examples(30)
+    save = np.savez_compressed if compressed else np.savez
+    for order, labels in (("C", y.astype("u1")), ("F", y.astype(">i8"))):
+        save(bench.data / "a.npz", x=np.asarray(x, dtype, order=order), y=labels)
+        data = load(bench)
+        np.testing.assert_array_equal(data.x, x.astype(dtype).astype(np.float32))
+        np.testing.assert_array_equal(data.y, y)
+
+
+def test_an_array_that_is_cut_short_is_bad_data(bench: Bench) -> None:
+    bench.source()
+    bench.examples(30)
+    with np.load(bench.data / "a.npz") as held:
+        arrays = {name: io.BytesIO() for name in held.files}
+        for name, stream in arrays.items():
+            np.save(stream, held[name])
+    with zipfile.ZipFile(bench.data / "a.npz", "w") as archive:
+        for name, stream in arrays.items():
+            archive.writestr(f"{name}.npy", stream.getvalue()[:-1])
+    with pytest.raises(JobError, match=r"^a\.npz cannot be read: an array is cut short") as caught:
+        load(bench)
+    assert caught.value.code == "data"
 
 
 def test_the_last_fraction_is_the_test_part(bench: Bench) -> None:
