@@ -219,15 +219,15 @@ def remove(  # noqa: PLR0913 - one parameter an option
 ) -> View:
     """Stop and delete the agent on devices and strike them off the fleet.
 
-    The data that a device recorded is never touched.
+    The data that a device recorded is never touched. Without a terminal it needs --yes.
     """
     from fedctl.cli.progress import Watcher
     from fedctl.ops import devices
 
     with writing() as store, Watcher(quiet=session_of(ctx).quiet) as watcher:
         doomed = chosen(store, names, label)
-        if not yes and prompts() and not confirm(f"Remove {', '.join(d.name for d in doomed)}?"):
-            raise typer.Abort
+        if not yes:
+            _agree(f"Remove {', '.join(d.name for d in doomed)}?")
         outcomes = devices.remove(
             store,
             home(),
@@ -239,6 +239,18 @@ def remove(  # noqa: PLR0913 - one parameter an option
             observer=watcher,
         )
     return views.removed(outcomes)
+
+
+def _agree(question: str) -> None:
+    """Ask before what cannot be taken back; without a terminal silence is no consent.
+
+    Raises:
+        UsageError: There is nobody to ask.
+    """
+    if not prompts():
+        raise UsageError("nobody can be asked whether to remove", hint="say it with --yes", subject="--yes")
+    if not confirm(question):
+        raise typer.Abort
 
 
 def _admin(ssh_config: Path | None, accept_host_key: str | None, watcher: Watcher) -> AdminLogin:

@@ -247,6 +247,17 @@ def test_changing_without_a_selection_is_refused(fedctl: Run, home: Path) -> Non
         assert "no device was named" in done.stderr
 
 
+def test_removing_without_a_terminal_needs_to_be_told_so(fedctl: Run, home: Path) -> None:
+    fedctl("init")
+    add_devices(home, 2)
+    done = fedctl("devices", "remove", "watch-000", "--forget", "-o", "json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--yes" in json.loads(done.stderr)["error"]["hint"]
+    assert fedctl("devices", "list", "-o", "name").stdout == "watch-000\nwatch-001\n"
+    told = fedctl("devices", "remove", "watch-000", "--forget", "--yes", "-o", "name")
+    assert (told.returncode, told.stdout) == (0, "watch-000\n"), told.stderr
+
+
 def test_labels_are_set_and_removed(fedctl: Run, home: Path) -> None:
     fedctl("init")
     add_devices(home, 3)
