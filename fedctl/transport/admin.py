@@ -98,6 +98,8 @@ def open_admin(
     ssh_config: Path | None = None,
     accept_host_key: str | None = None,
     ask: Callable[[str], bool] | None = None,
+    device: str = "",
+    pinned: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> AdminSession:
     """Log in on a device with the person's own keys.
@@ -107,6 +109,8 @@ def open_admin(
         ssh_config: Another configuration file than the user's (`ssh -F`).
         accept_host_key: `SHA256:…` fingerprint that is trusted, whatever known_hosts says.
         ask: Asked about an unknown host key with a whole question; None when there is no terminal.
+        device: Named in errors; the host where it has no name yet.
+        pinned: The host key of the device's enrolment, `type base64`; trusted unless another is accepted.
         timeout_s: For connection and login.
 
     Raises:
@@ -126,10 +130,11 @@ def open_admin(
     target = resolve(endpoint, config=ssh_config)
     host = target.hostname
     known = KnownHosts.read(target.known_hosts, target.known_as, target.port)
-    link = connect(host, target.port, key_types=known.key_types, who=host, deadline=deadline)
+    key_types = [pinned.split(" ", 1)[0]] if pinned else known.key_types
+    link = connect(host, target.port, key_types=key_types, device=device or host, deadline=deadline)
     try:
         shown = host_key_of(link)
-        check_host_key(shown, known, where=host, accept=accept_host_key, ask=ask)
+        check_host_key(shown, known, where=host, accept=accept_host_key, ask=ask, pinned=pinned)
         # A person may have thought about the question for longer than the deadline.
         log_in_as_person(link, target, deadline=time.monotonic() + timeout_s)
     except BaseException as error:

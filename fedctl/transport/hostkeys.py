@@ -22,6 +22,9 @@ from fedctl.core.errors import ConfigError, TrustError
 from fedctl.transport.sshlink import DEFAULT_PORT, fingerprint
 
 _HASHED = "|1|"
+_FILE_WORDS = {"ssh-rsa": "rsa", "ssh-ed25519": "ed25519"} | dict.fromkeys(
+    [f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 521)], "ecdsa"
+)  # by key type: in the names of sshd's key files
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ def check_host_key(
     where: str,
     accept: str | None,
     ask: Callable[[str], bool] | None,
+    pinned: str | None = None,
 ) -> None:
     """Trust the key `shown`, or refuse.
 
@@ -71,6 +75,7 @@ def check_host_key(
         where: Names the host in messages.
         accept: A fingerprint that is trusted, or None.
         ask: Asked when nothing is known; None when nobody can be.
+        pinned: The key of the device's enrolment, `type base64`; then known_hosts has no say but to revoke.
 
     Raises:
         TrustError: Revoked, changed, unknown, or not the accepted one.
@@ -78,13 +83,23 @@ def check_host_key(
     kind, print_ = shown.split(" ", 1)[0], fingerprint(shown)
     if shown in known.revoked:
         raise _refuse(where, f"{kind} key {print_} of {where} is revoked in known_hosts")
+    there = f"ssh-keygen -lf /etc/ssh/ssh_host_{_FILE_WORDS.get(kind, 'ed25519')}_key.pub"
     if accept is not None:
         if accept.rstrip("=") == print_:
             return
         raise _refuse(
             where,
             f"{kind} key of {where} is {print_}, not the accepted {accept}",
-            "compare with what the device itself prints: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub",
+            f"compare with what the device itself prints: {there}",
+        )
+    if pinned is not None:
+        if pinned == shown:
+            return
+        raise _refuse(
+            where,
+            f"{kind} key of {where} is {print_}, another one than at its enrolment",
+            f"if it was set up anew, compare with what it prints there ({there}), then "
+            "`fedctl devices remove NAME --forget` and add it again; else somebody else answers",
         )
     if shown in known.keys:
         return
@@ -98,7 +113,7 @@ def check_host_key(
         raise _refuse(
             where,
             f"{kind} key of {where} is unknown: {print_}",
-            f"compare it with the device's own and add --accept-host-key {print_}",
+            f"compare it with what the device itself prints ({there}) and add --accept-host-key {print_}",
         )
     if not ask(f"host key {print_} ({kind}) of {where} is new. Trust it?"):
         raise _refuse(where, f"{kind} key {print_} of {where} was not trusted")

@@ -75,7 +75,7 @@ class SshTransport(Transport):
             self._host,
             self._port,
             key_types=[self._host_key.split(" ", 1)[0]],
-            who=f"device {self.device}",
+            device=self.device,
             deadline=deadline,
         )
         try:

@@ -28,7 +28,7 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 def connect(
-    host: str, port: int, *, key_types: Sequence[str], who: str, deadline: float
+    host: str, port: int, *, key_types: Sequence[str], device: str, deadline: float
 ) -> paramiko.Transport:
     """Connect and agree on keys; the host key is not checked yet and nobody is logged in.
 
@@ -37,7 +37,7 @@ def connect(
         port: TCP port.
         key_types: Host key types to prefer, e.g. those that are known; others stay possible, so that a
             changed key is seen as such.
-        who: Names the device in errors.
+        device: Named in errors.
         deadline: Instant of `time.monotonic()`.
 
     Raises:
@@ -51,15 +51,15 @@ def connect(
         if link is not None:
             link.close()
         raise UnreachableError(
-            f"{who} could not be reached at {host} port {port}: {describe(error)}", subject=who
+            f"device {device} could not be reached at {host} port {port}: {describe(error)}", subject=device
         ) from error
     try:
         _negotiate(transport, key_types, deadline)
     except Exception as error:
         transport.close()
         raise UnreachableError(
-            f"{who}: what answers at {host} port {port} ended the SSH handshake: {describe(error)}",
-            subject=who,
+            f"device {device}: what answers at {host} port {port} ended the SSH handshake: {describe(error)}",
+            subject=device,
         ) from error
     return transport
 

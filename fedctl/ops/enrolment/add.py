@@ -127,6 +127,8 @@ class Addition:
             ssh_config=admin.ssh_config,
             accept_host_key=admin.accept_host_key,
             ask=admin.ask,
+            device=self.name,
+            pinned=self._pinned(),
         ) as session:
             existing = check_free(self.store, self.name, session.endpoint.url)
             _check_host_key(existing, session)
@@ -142,6 +144,14 @@ class Addition:
                 result = self._join_installed(installation, outcome, existing, session)
             installation.tidy()
             return result
+
+    def _pinned(self) -> str | None:
+        """The host key of the earlier enrolment under this name and address, as typed or as resolved."""
+        for device in self.store.devices():
+            typed_before = device.facts.get("admin_url")
+            if device.name == self.name and self.endpoint.url in {device.url, typed_before}:
+                return device.host_key
+        return None
 
     def _foresee(self, installation: Installation, existing: Device | None, url: str) -> AddResult:
         steps = [installation.probe.sentence, *installation.intentions(self.source)]

@@ -63,18 +63,17 @@ class Removal:
             return RemoveOutcome(device=device.name, steps=(f"left its agent as it is: {error.message}",))
 
     def _delete_agent(self, device: Device) -> tuple[str, ...]:
-        from fedctl.transport.sshlink import fingerprint
-
         endpoint = Endpoint.parse(str(device.facts.get("admin_url", device.url)))
         if endpoint.scheme == "unix":
             return (f"left the agent at {endpoint.path} as it is: it was not installed from here",)
         admin = self.admin
-        pinned = fingerprint(device.host_key) if device.host_key else None
         with open_admin(
             endpoint,
             ssh_config=admin.ssh_config,
-            accept_host_key=admin.accept_host_key or pinned,
+            accept_host_key=admin.accept_host_key,
             ask=admin.ask,
+            device=device.name,
+            pinned=device.host_key,
         ) as session:
             if session.host_key != device.host_key:
                 raise TrustError(

@@ -28,7 +28,7 @@ class SpokenLine:
 
 
 def test_an_agent_that_is_down_comes_with_the_command_that_repairs_it() -> None:
-    channel = cast(paramiko.Channel, SpokenLine(b"fedctl-agent dial-stdio: ENOENT: no such file\n"))
+    channel = cast("paramiko.Channel", SpokenLine(b"fedctl-agent dial-stdio: ENOENT: no such file\n"))
     endpoint = Endpoint.parse("ssh://pi@192.0.2.41:2222")
     with pytest.raises(UnreachableError, match="agent is not running on device watch-01") as caught:
         expect_agent(channel, device="watch-01", endpoint=endpoint, deadline=time.monotonic() + 5)

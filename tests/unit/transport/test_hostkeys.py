@@ -98,7 +98,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def check(
-    shown: str, hosts: KnownHosts, *, accept: str | None = None, answer: bool | None = None
+    shown: str,
+    hosts: KnownHosts,
+    *,
+    accept: str | None = None,
+    answer: bool | None = None,
+    pinned: str | None = None,
 ) -> list[str]:
     asked: list[str] = []
 
@@ -106,7 +111,9 @@ def check(
         asked.append(question)
         return bool(answer)
 
-    check_host_key(shown, hosts, where="watch", accept=accept, ask=None if answer is None else ask)
+    check_host_key(
+        shown, hosts, where="watch", accept=accept, ask=None if answer is None else ask, pinned=pinned
+    )
     return asked
 
 
@@ -155,3 +162,24 @@ def test_a_revoked_key_is_refused_even_when_accepted(tmp_path: Path) -> None:
     hosts = known(tmp_path, f"@revoked * {A}\nwatch {A}\n")
     with pytest.raises(TrustError, match="revoked"):
         check(A, hosts, accept=fingerprint(A), answer=True)
+
+
+@pytest.mark.parametrize(("shown", "word"), [(A, "ed25519"), (RSA, "rsa")])
+def test_an_unknown_key_comes_with_the_way_to_compare_it(tmp_path: Path, shown: str, word: str) -> None:
+    with pytest.raises(TrustError) as caught:
+        check(shown, known(tmp_path, ""))
+    assert f"ssh-keygen -lf /etc/ssh/ssh_host_{word}_key.pub" in caught.value.hint
+
+
+def test_a_pinned_key_is_trusted_whatever_known_hosts_says(tmp_path: Path) -> None:
+    assert check(A, known(tmp_path, ""), pinned=A) == []
+    assert check(A, known(tmp_path, f"watch {B}\n"), pinned=A) == []
+    assert check(B, known(tmp_path, ""), pinned=A, accept=fingerprint(B)) == []
+
+
+def test_another_key_than_the_pinned_one_is_refused_without_a_question(tmp_path: Path) -> None:
+    with pytest.raises(TrustError, match="another one than at its enrolment") as caught:
+        check(B, known(tmp_path, f"watch {B}\n"), pinned=A, answer=True)
+    assert "--forget" in caught.value.hint
+    with pytest.raises(TrustError, match="revoked"):
+        check(A, known(tmp_path, f"@revoked * {A}\n"), pinned=A)
