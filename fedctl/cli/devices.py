@@ -75,6 +75,7 @@ def add(  # noqa: PLR0913 - one parameter an option
     """Install the agent on a device, enrol it and start it.
 
     Run again, it changes only what is missing. With unix://PATH it enrols an agent that runs already.
+    Exit code 10: the device cannot carry an agent.
     """
     from fedctl.cli.progress import Watcher
     from fedctl.core.selector import parse_label_changes

@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     LOCKED = 7  # another run holds the lock
     TRUST = 8  # signature, identity, role or login
     REFUSED = 9  # device policy or privacy budget
-    CONFIG = 10  # configuration, disk or state database
+    CONFIG = 10  # configuration, disk or state database; or a device that cannot carry an agent
     TIMEOUT = 124  # the command's own --timeout ran out while the work goes on
     INTERRUPTED = 130
 

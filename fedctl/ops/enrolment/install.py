@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 import fedctl
-from fedctl.core.errors import DeviceError
+from fedctl.core.errors import DeviceError, ExitCode
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.ops.enrolment.ondevice import files, service
@@ -219,6 +219,7 @@ class Installation:
                 f"{self.probe.home}, the agent needs {needed / 1e6:.0f} MB",
                 hint="free some space, or install numpy and cryptography there by its package manager",
                 subject=self.device,
+                exit_code=ExitCode.CONFIG,
                 code="disk",
             )
 
@@ -246,6 +247,7 @@ def survey(shell: DeviceShell, home: Home) -> Installation:
             f"device {shell.device}: the login of {facts.user} prints {shell.chatter[:80]!r} on its own",
             hint="its shell start-up file (.bashrc, .profile) must be silent when it is not interactive",
             subject=shell.device,
+            exit_code=ExitCode.CONFIG,
             code="chatty_login",
         )
     places = Places(facts.home)

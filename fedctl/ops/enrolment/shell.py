@@ -11,7 +11,7 @@ import json
 import shlex
 from types import ModuleType
 
-from fedctl.core.errors import DeviceError
+from fedctl.core.errors import DeviceError, ExitCode
 from fedctl.transport import AdminSession
 from fedctl_wire.codec import Json, dump_bytes
 
@@ -103,5 +103,6 @@ class DeviceShell:
             f"device {self.device} {what}",
             hint="install Python 3.11 or newer there as python3",
             subject=self.device,
+            exit_code=ExitCode.CONFIG,
             code="python",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from fedctl.core.errors import DeviceError
+from fedctl.core.errors import DeviceError, ExitCode
 from fedctl.ops.enrolment.ondevice import files, probe, service
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.release import wheels
@@ -114,6 +114,7 @@ def probe_device(shell: DeviceShell) -> Probe:
             f"device {shell.device} has {found.libc or 'an unknown C library'}; wheels need glibc",
             hint="use a system with glibc, e.g. Debian, Raspberry Pi OS, Fedora or a Yocto image with it",
             subject=shell.device,
+            exit_code=ExitCode.CONFIG,
             code="libc",
         )
     if _AWKWARD & set(found.home):
@@ -121,6 +122,7 @@ def probe_device(shell: DeviceShell) -> Probe:
             f"device {shell.device}: the home directory {found.home!r} has characters that cannot be quoted",
             hint="log in as a user whose home directory has a plain name",
             subject=shell.device,
+            exit_code=ExitCode.CONFIG,
             code="home",
         )
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedctl.core.errors import DeviceError
+from fedctl.core.errors import DeviceError, ExitCode
 from fedctl.ops.enrolment.ondevice import files as device_files
 from fedctl.ops.enrolment.ondevice import probe as device_probe
 from fedctl.ops.enrolment.ondevice import service as device_service
@@ -88,20 +88,21 @@ def test_a_wheel_that_is_no_zip_is_an_answer_not_a_traceback(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("program", "message"),
+    ("program", "message", "exit_code"),
     [
-        ('echo "fedctl-python-3.9" >&2; exit 1', "has Python 3.9, 3.11 is needed"),
-        ("exit 127", "has no python3"),
-        ('echo "Segmentation fault" >&2; exit 139', "Segmentation fault"),
+        ('echo "fedctl-python-3.9" >&2; exit 1', "has Python 3.9, 3.11 is needed", ExitCode.CONFIG),
+        ("exit 127", "has no python3", ExitCode.CONFIG),
+        ('echo "Segmentation fault" >&2; exit 139', "Segmentation fault", ExitCode.PARTIAL),
     ],
 )
 def test_a_python_that_will_not_do_is_named_with_the_reason(
-    tmp_path: Path, program: str, message: str
+    tmp_path: Path, program: str, message: str, exit_code: ExitCode
 ) -> None:
     shell = DeviceShell(LocalSession(path=fake_python(tmp_path, program)), "watch-1")
     with pytest.raises(DeviceError, match="watch-1") as error:
         shell.call(device_probe, "probe", distributions=[])
     assert message in error.value.message
+    assert error.value.exit_code == exit_code
 
 
 def test_an_old_python_is_told_by_words_that_it_understands() -> None:
@@ -124,21 +125,22 @@ def change(key: str, value: object) -> Callable[..., object]:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "message", "exit_code"),
     [
-        ("libc", "musl", "has musl; wheels need glibc"),
-        ("libc", "", "an unknown C library"),
-        ("home", "/home/o'brien", "cannot be quoted"),
-        ("python", "3.11", "probe.python"),
+        ("libc", "musl", "has musl; wheels need glibc", ExitCode.CONFIG),
+        ("libc", "", "an unknown C library", ExitCode.CONFIG),
+        ("home", "/home/o'brien", "cannot be quoted", ExitCode.CONFIG),
+        ("python", "3.11", "probe.python", ExitCode.PARTIAL),
     ],
 )
 def test_a_device_that_cannot_carry_an_agent_is_refused_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, key: str, value: object, message: str
+    monkeypatch: pytest.MonkeyPatch, key: str, value: object, message: str, exit_code: ExitCode
 ) -> None:
     monkeypatch.setattr(DeviceShell, "call", change(key, value))
     with pytest.raises(DeviceError) as error:
         probe_device(DeviceShell(LocalSession(), "watch-1"))
     assert message in error.value.message
+    assert error.value.exit_code == exit_code
 
 
 def test_nothing_runs_at_a_socket_that_is_not_there(tmp_path: Path) -> None:
