@@ -20,7 +20,7 @@ from fedctl.core.errors import ConfigError, reason_of
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-NOT_WRITTEN = "disk"  # code of the error when this machine's disk refuses
+_NOT_WRITTEN = "disk"  # code of the error when this machine's disk refuses
 
 
 class PartFile:
@@ -147,5 +147,5 @@ def _named(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason_of(error)}",
             hint="check that the directory is writable and the disk has free space",
             subject=str(path),
-            code=NOT_WRITTEN,
+            code=_NOT_WRITTEN,
         ) from error

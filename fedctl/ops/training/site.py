@@ -15,8 +15,7 @@ from pathlib import Path
 
 from fedctl.aggregation.update import ExpectedFile, UpdateSink
 from fedctl.core import round_machine as machine
-from fedctl.core.durable import NOT_WRITTEN
-from fedctl.core.errors import DeviceError, FedctlError, UnreachableError
+from fedctl.core.errors import ConfigError, DeviceError, FedctlError, UnreachableError
 from fedctl.core.gate import plausible
 from fedctl.core.progress import DeviceProgress
 from fedctl.core.records import Device
@@ -152,9 +151,9 @@ class Site:
             retrying(lambda: self._attempt(work), deadline=deadline, sleep=self._wiring.stop.wait)
         except StoppedError:
             return None
+        except ConfigError:  # this machine's disk or home: no fault of the device
+            raise
         except FedctlError as error:
-            if error.code == NOT_WRITTEN:  # this machine's disk is full: no fault of the device
-                raise
             return error
         return None
 

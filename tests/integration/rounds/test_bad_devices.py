@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from fedctl.core.errors import FedctlError, TrustError
+from fedctl.core.errors import ConfigError, FedctlError, TrustError
 from fedctl.core.round_records import RoundPhase
 from fedctl.core.selector import Selector
 from fedctl.ops import rounds
@@ -188,3 +188,15 @@ def test_a_device_without_an_enrolment_is_an_error_that_names_it(small: TestFlee
         pytest.raises(FedctlError, match="dev-1"),
     ):
         session.client(store.device("dev-1"))
+
+
+def test_a_broken_file_of_the_workstation_drops_no_device(small: TestFleet) -> None:
+    with small.store() as store:
+        rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES)
+        (small.home.path / "roster.dsse").write_text("garbage")
+        store.set_roster_serial(99)
+        with pytest.raises(ConfigError, match="roster"):
+            rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES)
+        unfinished = store.unfinished_round(MODEL)
+        assert unfinished is not None
+        assert not [row for row in store.round_devices(unfinished.id) if row.reason]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedctl.core.durable import NOT_WRITTEN, PartFile
+from fedctl.core.durable import PartFile
 from fedctl.core.errors import ConfigError, LockedError, NotFoundError, NotMetError, UsageError
 from fedctl.core.model_records import VersionState
 from fedctl.core.progress import DeviceProgress, Event, Note
@@ -58,7 +58,7 @@ def test_a_full_disk_here_drops_no_device_and_is_resumed(
 
     def refuse(part: PartFile, block: bytes) -> None:
         if full.is_set():
-            raise ConfigError("cannot write the update: no space left on device", code=NOT_WRITTEN)
+            raise ConfigError("cannot write the update: no space left on device")
         write(part, block)
 
     monkeypatch.setattr(PartFile, "write", refuse)
