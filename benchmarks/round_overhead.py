@@ -1,12 +1,13 @@
 """What a round costs beside the training itself: ten local agents, a model of 1 MB, an empty training step.
 
-    python benchmarks/round_overhead.py [--devices 10] [--rounds 10]
+    python benchmarks/round_overhead.py [--devices 10] [--holdout 2] [--rounds 10]
 
-Each device holds 25 rows and trains for no epoch: its `train` job reads the model and writes, hashes, signs
-and fsyncs an update of zeros, and its `evaluate` job measures base and candidate on 5 rows. The last line is
-one JSON object: `cold_s` (a first command of one round, wall clock: push, golden run and the start of the
-workers included), `warm_s` (median of the rounds of one later command) and `cpu_ms_per_device` (a round of
-that command: daemon, worker and jobs of a device, without the workstation).
+Each device holds 25 rows. Those that train do so for no epoch: the job reads the model and writes, hashes,
+signs and fsyncs an update of zeros. The hold-out devices measure base and candidate. The last line is one
+JSON object: `cold_s` (a first command of one round, wall clock: push, golden run and the start of the workers
+included), `warm_s` (median of the rounds of one later command) and `cpu_ms_per_device` (a round of that
+command: daemon, worker and jobs, mean over all devices, without the workstation). `both` has the same of a
+second fleet without hold-out devices, where every device does both tasks in every round.
 """
 
 from __future__ import annotations
@@ -44,15 +45,20 @@ SOURCE = 'kind = "npz"\npath = {path}\nfeatures = "x"\nlabel = "y"\ntest_fractio
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a round costs beside the training itself.")
     parser.add_argument("--devices", type=int, default=10)
+    parser.add_argument("--holdout", type=int, default=2, help="of the devices, how many only evaluate")
     parser.add_argument("--rounds", type=int, default=10, help="warm ones")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        print(json.dumps(measure(Path(directory), options.devices, options.rounds)))
+    found = []
+    for holdout in (options.holdout, 0):
+        with tempfile.TemporaryDirectory() as directory:
+            found.append(measure(Path(directory), options.devices, holdout, options.rounds))
+    print(json.dumps({**found[0], "both": found[1]}))
 
 
-def measure(directory: Path, devices: int, rounds: int) -> dict[str, float]:
+def measure(directory: Path, devices: int, holdout: int, rounds: int) -> dict[str, float]:
     sources = {name: source(directory, name, seed) for seed, name in enumerate(names(devices))}
-    with local_fleet(directory, sources, {}) as (home, pids), Store.open(home) as store:
+    labels = {name: {"role": "holdout"} for name in names(holdout)}
+    with local_fleet(directory, sources, labels) as (home, pids), Store.open(home) as store:
         model = NewModel(
             name=MODEL,
             builder="mlp",
@@ -64,9 +70,9 @@ def measure(directory: Path, devices: int, rounds: int) -> dict[str, float]:
         )
         create(store, home, model)
 
-        (cold,) = run_rounds(store, home, devices, 1)
+        (cold,) = run_rounds(store, home, devices - holdout, 1)
         before = cpu_s(pids.values())
-        warm = run_rounds(store, home, devices, rounds)
+        warm = run_rounds(store, home, devices - holdout, rounds)
         used = cpu_s(pids.values()) - before
     print("warm rounds:", " ".join(f"{seconds:.3f}" for seconds in warm), "s")
     return {
@@ -76,7 +82,7 @@ def measure(directory: Path, devices: int, rounds: int) -> dict[str, float]:
     }
 
 
-def run_rounds(store: Store, home: Home, devices: int, rounds: int) -> list[float]:
+def run_rounds(store: Store, home: Home, train: int, rounds: int) -> list[float]:
     """One command; returns each round's wall-clock seconds, the first with the connections it makes."""
     marks = [time.monotonic()]
 
@@ -84,12 +90,12 @@ def run_rounds(store: Store, home: Home, devices: int, rounds: int) -> list[floa
         if isinstance(event, RoundEnded):
             marks.append(time.monotonic())
 
-    wishes = RoundWishes(quorum=devices, tolerance=1.0)
+    wishes = RoundWishes(quorum=train, tolerance=1.0)
     selector = Selector.parse((), ())
     run = round_ops.start(store, home, MODEL, selector, wishes=wishes, rounds=rounds, observer=observe)
     for summary in run.rounds:
         assert summary.phase == "published", summary.reason
-        assert summary.contributors == devices, summary.dropped
+        assert summary.contributors == train, summary.dropped
     assert len(marks) == rounds + 1
     return [end - start for start, end in itertools.pairwise(marks)]
 
