@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -57,8 +58,15 @@ def _start(state: Path, source: str) -> subprocess.Popen[bytes]:
     (state / "sources").mkdir(parents=True, mode=0o700)
     (state / "sources" / "data.toml").write_text(source)
     program = [sys.executable, "-m", "fedctl_agent.main"]
-    subprocess.run([*program, "keygen", "--state-dir", str(state)], check=True, stdout=subprocess.DEVNULL)
+    # An installed agent has its byte code; without it every process compiles what it imports.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    keygen = [*program, "keygen", "--state-dir", str(state)]
+    subprocess.run(keygen, check=True, stdout=subprocess.DEVNULL, env=environment)
     with state.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [*program, "serve", "--state-dir", str(state)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [*program, "serve", "--state-dir", str(state)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
