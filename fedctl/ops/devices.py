@@ -124,6 +124,8 @@ def ping(
 ) -> tuple[PingOutcome, ...]:
     """Ask every device for its health, concurrently; a failure is a value in its outcome.
 
+    The round trip is that of an open connection.
+
     A device that holds an older roster gets the current one.
 
     Args:
@@ -138,6 +140,7 @@ def ping(
 
     def ask(device: Device) -> PingOutcome:
         with _connect(home, device, timeout_s) as client:
+            client.health()  # connects; what is timed is a call on an open connection, as after `add`
             contact = greet(client, device, home, roster_serial=serial)
         return PingOutcome(
             device=device.name,

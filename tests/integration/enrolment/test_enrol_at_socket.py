@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from fedctl.ops.devices import NewDevice
 from fedctl.ops.fleet import init
 from fedctl.ops.roster import stored_roster
 from fedctl.store import Store
-from fedctl.transport import connect
+from fedctl.transport import AgentClient, connect
 from fedctl_wire.codec import decode
-from fedctl_wire.messages import Roster
+from fedctl_wire.messages import Health, Roster
 from tests.integration.enrolment.conftest import Agent, MakeAgent
 
 
@@ -239,6 +240,25 @@ def test_a_ping_passes_the_roster_on_and_a_failure_is_a_value(
     assert (store.device("d0").last_seen or "") > (seen or "")
     again = devices.ping(store, home, store.devices()[:2])
     assert [outcome.roster_pushed for outcome in again] == [False, False]
+
+
+def test_a_ping_times_an_open_connection(
+    store: Store, home: Home, make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call connects and loads modules; `add` has done both when it measures."""
+    add(store, home, make_agent("a"), "d0")
+    health, calls = AgentClient.health, []
+
+    def slow_at_first(client: AgentClient) -> Health:
+        if not calls:
+            time.sleep(0.5)
+        calls.append(client)
+        return health(client)
+
+    monkeypatch.setattr(AgentClient, "health", slow_at_first)
+    (outcome,) = devices.ping(store, home, store.devices())
+    assert outcome.round_trip_ms is not None
+    assert outcome.round_trip_ms < 500
 
 
 def test_another_device_at_the_address_is_no_answer(store: Store, home: Home, make_agent: MakeAgent) -> None:
