@@ -47,7 +47,7 @@ def judge(pairs: Mapping[str, tuple[Evaluation, Evaluation]], *, tolerance: floa
     candidate = total([pair[1] for _, pair in sorted(pairs.items())])
     if candidate.loss <= base.loss * (1 + tolerance):
         return Verdict(passed=True, base=base, candidate=candidate)
-    reason = f"loss rose from {base.loss:.4f} to {candidate.loss:.4f}, more than {tolerance:.0%}"
+    reason = f"loss rose from {base.loss:.3f} to {candidate.loss:.3f}, more than {tolerance:.0%}"
     return Verdict(passed=False, base=base, candidate=candidate, reason=reason)
 
 

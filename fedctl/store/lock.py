@@ -73,7 +73,7 @@ def _acquire(descriptor: int, model: str | None) -> None:
         # Between taking the lock and writing its name, a new holder is unknown for a moment.
         who = f"pid {pid} since {since}" if since else "another process"
         what = "the fleet" if model is None else f"model {model}"
-        skip = "" if model is None else ", or start this one with --skip-if-running"
+        skip = "" if model is None else "; `fedctl round start --skip-if-running` does nothing then"
         raise LockedError(
             f"{what} is held by {who}",
             hint=f"wait for that run to end{skip}",

@@ -33,7 +33,7 @@ def test_a_candidate_within_the_tolerance_passes() -> None:
     assert judge({"a": (GOOD, better)}, tolerance=0.05).passed
     verdict = judge({"a": (GOOD, replace(GOOD, loss_sum=2.2))}, tolerance=0.05)
     assert not verdict.passed
-    assert verdict.reason == "loss rose from 0.5000 to 0.5500, more than 5%"
+    assert verdict.reason == "loss rose from 0.500 to 0.550, more than 5%"
 
 
 def test_with_nobody_to_evaluate_it_passes_and_says_so() -> None:

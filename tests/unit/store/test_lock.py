@@ -39,6 +39,8 @@ def test_a_second_run_is_told_who_holds_the_lock_until_the_holder_dies(tmp_path:
         with pytest.raises(LockedError, match=rf"model har is held by pid {run.pid} since 20") as caught:
             take_and_release(home, "har")
         assert caught.value.exit_code is ExitCode.LOCKED
+        # `round resume` says it too and has no such flag: the hint names the command that does.
+        assert "`fedctl round start --skip-if-running`" in caught.value.hint
         assert holder(home, model="har") == run.pid
         run.kill()
     take_and_release(home, "har")
