@@ -79,7 +79,7 @@ def _refused(target: SshTarget, ring: KeyRing, tried: int) -> TrustError:
     if ring.encrypted:
         hint = f"unlock it first: ssh-add {ring.encrypted[0]}"
     else:
-        hint = f"it must work without a password: try `ssh {who}`, or ssh-copy-id"
+        hint = f"it must work without a password: try `{target.login}`, or ssh-copy-id with the same words"
     return TrustError(message, hint=hint, subject=target.hostname, code="login")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -42,6 +43,7 @@ class SshTarget:
     use_agent: bool
     known_hosts: tuple[Path, ...]
     notes: tuple[str, ...]  # what of the configuration is not followed
+    login: str  # words that log in by OpenSSH in the same way, for a hint: `ssh -F FILE -p 2222 pi@watch`
 
 
 def resolve(endpoint: Endpoint, *, config: Path | None = None) -> SshTarget:
@@ -53,8 +55,17 @@ def resolve(endpoint: Endpoint, *, config: Path | None = None) -> SshTarget:
     if config is not None and not config.is_file():
         raise ConfigError(f"SSH configuration {config} cannot be read", subject=str(config))
     if shutil.which("ssh"):
-        return _target(endpoint, _ask_openssh(endpoint, config), [])
-    return _target(endpoint, *_read_ourselves(endpoint, config))
+        options, notes = _ask_openssh(endpoint, config), list[str]()
+    else:
+        options, notes = _read_ourselves(endpoint, config)
+    return _target(endpoint, options, notes, login=_login_words(endpoint, config))
+
+
+def _login_words(endpoint: Endpoint, config: Path | None) -> str:
+    who = f"{endpoint.user}@{endpoint.host}" if endpoint.user else endpoint.host
+    file = [] if config is None else ["-F", str(config)]
+    port = [] if endpoint.port is None else ["-p", str(endpoint.port)]
+    return shlex.join(["ssh", *file, *port, who])
 
 
 def _ask_openssh(endpoint: Endpoint, config: Path | None) -> Options:
@@ -107,7 +118,7 @@ def _read_ourselves(endpoint: Endpoint, config: Path | None) -> tuple[Options, l
     return options, notes
 
 
-def _target(endpoint: Endpoint, options: Options, notes: list[str]) -> SshTarget:
+def _target(endpoint: Endpoint, options: Options, notes: list[str], *, login: str) -> SshTarget:
     for keyword in ("proxyjump", "proxycommand"):
         value = _one(options, keyword, "none")
         if value.lower() != "none":
@@ -139,6 +150,7 @@ def _target(endpoint: Endpoint, options: Options, notes: list[str]) -> SshTarget
         use_agent=agent != "none",
         known_hosts=_paths(known, tokens),
         notes=tuple(notes),
+        login=login,
     )
 
 

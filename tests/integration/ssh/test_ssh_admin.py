@@ -160,6 +160,7 @@ def test_a_key_that_is_not_let_in(person: Person, tmp_path: Path) -> None:
     with pytest.raises(TrustError, match="1 of your keys refused") as caught:
         person.log_in()
     assert caught.value.code == "login"
+    assert f"`ssh -F {person.config} watch`" in caught.value.hint
 
 
 def test_no_key_at_all(person: Person, tmp_path: Path) -> None:

@@ -100,3 +100,19 @@ def test_include_is_followed_or_named(config: Path, tmp_path: Path) -> None:
     target = resolve(Endpoint.parse("ssh://included"), config=config)
     followed = target.hostname == "192.0.2.77"
     assert followed != any("Include" in note for note in target.notes)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("ssh://watch", "ssh -F {config} watch"),
+        ("ssh://pi@192.0.2.41:2222", "ssh -F {config} -p 2222 pi@192.0.2.41"),
+    ],
+)
+def test_the_same_login_by_openssh(config: Path, url: str, words: str) -> None:
+    assert resolve(Endpoint.parse(url), config=config).login == words.format(config=config)
+
+
+@pytest.mark.usefixtures("config")
+def test_the_same_login_by_openssh_without_another_configuration() -> None:
+    assert resolve(Endpoint.parse("ssh://pi@192.0.2.41")).login == "ssh pi@192.0.2.41"
