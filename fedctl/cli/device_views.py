@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedctl.ops.devices import AddResult, PingOutcome, RemoveOutcome
 
 _SHARED_CODES = {ExitCode.OK, ExitCode.UNREACHABLE, ExitCode.TRUST, ExitCode.REFUSED}
+_NO_DEVICES = "no devices yet: fedctl devices add NAME URL"
 Cells = tuple[str | None, ...]
 
 
@@ -42,7 +43,8 @@ def listed(devices: Sequence[Device]) -> View:
         )
         for d in devices
     )
-    return View({"devices": rows}, [Table(columns, cells)], rows, [d.name for d in devices])
+    names = [device.name for device in devices]
+    return View({"devices": rows}, [Table(columns, cells)], rows, names, nothing=_NO_DEVICES)
 
 
 def shown(device: Device, deployments: Sequence[Deployment]) -> View:
@@ -126,7 +128,14 @@ def pinged(outcomes: Sequence[PingOutcome]) -> View:
     reached = [outcome.device for outcome in outcomes if outcome.error is None]
     exit_code = exit_of([outcome.error for outcome in outcomes])
     why = reasons([(o.device, o.error) for o in outcomes])
-    return View({"devices": rows}, [Table(columns, cells), why], rows, reached, exit_code=exit_code)
+    return View(
+        {"devices": rows},
+        [Table(columns, cells), why],
+        rows,
+        reached,
+        nothing=_NO_DEVICES,
+        exit_code=exit_code,
+    )
 
 
 def removed(outcomes: Sequence[RemoveOutcome]) -> View:

@@ -156,7 +156,7 @@ def label_(
     names = [word for word in words if "=" not in word and not word.endswith("-")]
     changes = parse_label_changes([word for word in words if word not in names])
     if not changes:
-        raise UsageError("no label was given", hint="for example: fedctl devices label watch-01 ward=3")
+        raise _no_label(words[-1] if label or len(words) > 1 else None)
     with writing() as store:
         return views.labelled(devices.label(store, chosen(store, names, label), changes))
 
@@ -240,6 +240,12 @@ def remove(  # noqa: PLR0913 - one parameter an option
             observer=watcher,
         )
     return views.removed(outcomes)
+
+
+def _no_label(word: str | None) -> UsageError:
+    """The error for words without a change; `word` is the one that stands where a label should."""
+    message = "no label was given" if word is None else f"{word!r} is no label: it lacks '='"
+    return UsageError(message, hint="for example: fedctl devices label watch-01 ward=3", subject=word or "")
 
 
 def _agree(question: str) -> None:

@@ -87,7 +87,21 @@ def _explain_usage(error: typer.TyperException) -> Failure:
     message = (
         "no command was given" if type(error).__name__ == "NoArgsIsHelpError" else error.format_message()
     )
+    message = _with_range(message, error)
     return Failure("usage", message[:1].lower() + message[1:].rstrip("."), hint, "", ExitCode.USAGE)
+
+
+def _with_range(message: str, error: typer.TyperException) -> str:
+    """Typer says "'x' is not a valid int range", but not which range."""
+    kind = getattr(getattr(error, "param", None), "type", None)
+    least, most = getattr(kind, "min", None), getattr(kind, "max", None)
+    if least is not None and most is not None:
+        bounds = f"from {least} to {most}"
+    else:
+        bounds = f"of at least {least}" if most is None else f"of at most {most}"
+    for words, number in (("int", "whole number"), ("float", "number")):
+        message = message.replace(f"is not a valid {words} range", f"is not a {number} {bounds}")
+    return message
 
 
 def _write(lines: list[str]) -> None:

@@ -145,6 +145,8 @@ def export(
     """
     from fedctl.ops import models
 
+    if path == Path("-"):
+        raise UsageError("a model is not written to stdout", hint="name a file", subject="-")
     with reading() as store:
         version = models.resolve(store, model)
         target = path or Path(f"{version.model}-{version.version}.safetensors")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fedctl.ops.models import ExportResult, ModelDetail, PushOutcome, PushResult
     from fedctl_wire.manifest import Manifest
 
+_NO_MODELS = "no models yet: fedctl model create NAME --input N --hidden N --classes N"
+
 
 def created(detail: ModelDetail) -> View:
     """The draft that `create` made."""
@@ -43,7 +45,8 @@ def listed(models: Sequence[Model]) -> View:
         )
         for m in models
     ]
-    return View({"models": rows}, [Table(columns, cells)], rows, [m.name for m in models])
+    names = [model.name for model in models]
+    return View({"models": rows}, [Table(columns, cells)], rows, names, nothing=_NO_MODELS)
 
 
 def shown(detail: ModelDetail) -> View:

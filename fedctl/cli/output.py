@@ -108,6 +108,7 @@ class View:
     blocks: Sequence[Table | Details | Sequence[str]]  # `-o table`, an empty line between them
     rows: Sequence[Json] | None = None  # `-o jsonl`; None: the body is the only one
     names: Sequence[str] = ()  # `-o name`
+    nothing: str = ""  # said on stderr where a table for a person has no rows
     action: bool = False  # done rather than asked for: `-q` says nothing of it
     exit_code: ExitCode = ExitCode.OK
 
@@ -118,6 +119,8 @@ def show(view: View, form: Format | None, *, quiet: bool) -> None:
         return
     screen = Screen.of(sys.stdout)
     write(sys.stdout, _LINES[form or Format.TABLE](view, screen))
+    if view.nothing and not view.rows and form in {None, Format.TABLE} and not quiet:
+        write(sys.stderr, [Screen.of(sys.stderr).paint(view.nothing)])
 
 
 def _table_lines(view: View, screen: Screen) -> Iterator[str]:

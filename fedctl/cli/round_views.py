@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedctl.ops.round_results import RoundDetail, RoundDeviceReport, RunResult
 
 _LEVELS = "▁▂▃▄▅▆▇█"
+_NO_ROUNDS = "no rounds yet: fedctl round start MODEL"
 _REASON_CELLS = 24  # of a reason in the table of devices; a longer one stands below it whole
 
 
@@ -100,16 +101,17 @@ def ran(result: RunResult, *, strict: bool) -> View:
     if result.until_met is False:
         last = result.rounds[-1]
         raise NotMetError(
-            f"target {result.until} not reached after {len(result.rounds)} rounds: {_measures(last)}",
+            f"target {result.until} not reached after {_count(len(result.rounds))}: {_measures(last)}",
             hint=f"{_standing(last)}; go on with: fedctl round start {last.model}",
             subject=last.model,
             code="target",
         )
     names = [f"{r.model}@{r.result_version}" for r in rounds if r.result_version is not None]
     partial = strict and any(summary.dropped for summary in rounds)
+    met = [f"target {result.until} met after {_count(len(result.rounds))}"] if result.until_met else []
     return View(
         body,
-        [closing(result.rounds[-1:])],
+        [[*closing(result.rounds[-1:]), *met]],
         to_json(rounds),
         names[-1:],
         action=True,
@@ -168,7 +170,8 @@ def listed(rounds: Sequence[RoundSummary]) -> View:
         for r in rounds
     ]
     rows: list[Json] = to_json(tuple(rounds))
-    return View({"rounds": rows}, [Table(columns, lines)], rows, [str(r.id) for r in rounds])
+    numbers = [str(r.id) for r in rounds]
+    return View({"rounds": rows}, [Table(columns, lines)], rows, numbers, nothing=_NO_ROUNDS)
 
 
 def shown(detail: RoundDetail) -> View:
@@ -249,6 +252,10 @@ def closing(rounds: Sequence[RoundSummary]) -> list[str]:
             f"dropped {d.device}: {beside(d.device, d.reason or 'no reason is known')}" for d in r.dropped
         ]
     return lines
+
+
+def _count(rounds: int) -> str:
+    return "1 round" if rounds == 1 else f"{rounds} rounds"
 
 
 def _opening(event: RoundStarted) -> str:

@@ -57,13 +57,21 @@ class Removal:
         except FedctlError as error:
             if not self.forget:
                 if isinstance(error, UnreachableError | TrustError):
-                    way_out = f"fedctl devices remove {device.name} --forget leaves its agent as it is"
-                    error.hint = "; ".join(filter(None, [error.hint, way_out]))
+                    ways_out = [error.hint, self._alias_hint(device)]
+                    ways_out.append(f"fedctl devices remove {device.name} --forget leaves its agent as it is")
+                    error.hint = "; ".join(filter(None, ways_out))
                 return RemoveOutcome(device=device.name, error=error)
             return RemoveOutcome(device=device.name, steps=(f"left its agent as it is: {error.message}",))
 
+    def _alias_hint(self, device: Device) -> str:
+        """A device may have been added by a name that only another SSH configuration knows."""
+        typed = Endpoint.parse(_admin_url(device)).host
+        if self.admin.ssh_config is not None or typed == Endpoint.parse(device.url).host:
+            return ""
+        return f"{typed} was a name in an SSH configuration when it was added: say which by -F FILE"
+
     def _delete_agent(self, device: Device) -> tuple[str, ...]:
-        endpoint = Endpoint.parse(str(device.facts.get("admin_url", device.url)))
+        endpoint = Endpoint.parse(_admin_url(device))
         if endpoint.scheme == "unix":
             return (f"left the agent at {endpoint.path} as it is: it was not installed from here",)
         admin = self.admin
@@ -98,3 +106,8 @@ class Removal:
                         subject=outcome.device,
                         detail={"purge": self.purge, "steps": list(outcome.steps)},
                     )
+
+
+def _admin_url(device: Device) -> str:
+    """The address as the admin typed it at enrolment."""
+    return str(device.facts.get("admin_url", device.url))

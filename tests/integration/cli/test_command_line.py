@@ -107,6 +107,18 @@ def test_wrong_words_are_usage_errors_in_either_form(inside: Run, words: tuple[s
         assert json.loads(done.stderr)["error"]["code"] == "usage"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("round", "start", "--rounds", "many"), "'many' is not a whole number of at least 1"),
+        (("devices", "ping", "--timeout", "x"), "'x' is not a number from 0.001 to 86400"),
+        (("round", "show", "x"), "'x' is not a whole number of at most "),
+    ],
+)
+def test_a_number_that_is_none_is_told_the_range(inside: Run, words: tuple[str, ...], said: str) -> None:
+    assert said in inside(*words).stderr
+
+
 def test_a_noun_alone_is_its_help_on_stderr(fedctl: Run) -> None:
     for words in ((), ("devices",)):
         done = fedctl(*words)
@@ -138,7 +150,14 @@ def test_init_and_init_again(fedctl: Run, home: Path) -> None:
 def test_an_empty_fleet_lists_nothing_but_a_selector_must_match(fedctl: Run) -> None:
     fedctl("init")
     done = fedctl("devices", "list")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "no devices yet: fedctl devices add NAME URL\n"
+    for words in (("devices", "ping"), ("model", "list"), ("round", "list")):
+        done = fedctl(*words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1)
+        assert done.stderr.startswith("no ")
+        for flags in (("-q",), ("-o", "json"), ("-o", "name")):
+            assert fedctl(*words, *flags).stderr == ""
     assert json.loads(fedctl("devices", "list", "-o", "json").stdout) == {"schema_version": 1, "devices": []}
     for words in (("watch-*",), ("-l", "ward=3"), ("watch-01",)):
         done = fedctl("devices", "list", *words)
@@ -228,6 +247,8 @@ def test_a_model_from_draft_to_file(fedctl: Run, home: Path, tmp_path: Path) -> 
     path = tmp_path / "har.safetensors"
     assert fedctl("model", "export", "har", str(path), "-q").stdout == ""
     assert fedctl("model", "export", "har", str(path)).returncode == 2
+    streamed = fedctl("model", "export", "har", "-")
+    assert (streamed.returncode, streamed.stdout) == (2, "")
     assert fedctl("model", "export", "har@1", str(path), "--force").returncode == 0
     weights = home / "models" / "har" / "1" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -258,6 +279,22 @@ def test_removing_without_a_terminal_needs_to_be_told_so(fedctl: Run, home: Path
     assert (told.returncode, told.stdout) == (0, "watch-000\n"), told.stderr
 
 
+def test_a_device_added_by_an_alias_of_another_configuration_says_so(fedctl: Run, home: Path) -> None:
+    fedctl("init")
+    alias = {"admin_url": "ssh://127.0.0.8:1"}  # as if it resolved to another address then
+    with Store.open(Home(home)) as store:
+        store.add_device(
+            replace(device(0), url="ssh://pi@127.0.0.9:1", host_key="ssh-ed25519 AAAA", facts=alias)
+        )
+    words = ("devices", "remove", "watch-000", "--yes", "-o", "json")
+    (row,) = json.loads(fedctl(*words).stdout)["devices"]
+    assert row["error"]["message"].startswith("device watch-000 could not be reached at 127.0.0.8 port 1")
+    assert "-F FILE" in row["error"]["hint"]
+    (home / "config").touch()
+    (row,) = json.loads(fedctl(*words, "-F", str(home / "config")).stdout)["devices"]
+    assert "-F FILE" not in row["error"]["hint"]
+
+
 def test_labels_are_set_and_removed(fedctl: Run, home: Path) -> None:
     fedctl("init")
     add_devices(home, 3)
@@ -269,6 +306,11 @@ def test_labels_are_set_and_removed(fedctl: Run, home: Path) -> None:
     assert fedctl("devices", "list", "-l", "role=holdout", "-o", "name").stdout == "watch-000\nwatch-001\n"
     assert fedctl("devices", "label", "watch-000", "role=hold-out").returncode == 2
     assert fedctl("devices", "label", "-q", "watch-000", "ward=9").stdout == ""
+    for words in (("watch-000", "ward"), ("-l", "ward=1", "ward")):
+        wrong = fedctl("devices", "label", *words)
+        assert wrong.returncode == 2
+        assert "'ward' is no label: it lacks '='" in wrong.stderr
+    assert "no label was given" in fedctl("devices", "label", "watch-000").stderr
 
 
 def test_no_traceback_unless_asked_for(fedctl: Run, home: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_failed_round_names_cause_devices_and_what_stays() -> None:
 
 
 def test_a_target_that_was_not_reached_is_an_error_though_versions_stay() -> None:
-    with pytest.raises(NotMetError, match=r"target auroc>=0\.9 not reached after 1 rounds") as caught:
+    with pytest.raises(NotMetError, match=r"target auroc>=0\.9 not reached after 1 round:") as caught:
         views.ran(RunResult((PUBLISHED,), until="auroc>=0.9", until_met=False), strict=False)
     assert "health@13 is published" in caught.value.hint
 
@@ -214,3 +214,8 @@ def report(device: str, reason: str) -> RoundDeviceReport:
         wall_ms=0,
         peak_rss_bytes=0,
     )
+
+
+def test_a_target_that_was_met_is_said() -> None:
+    view = views.ran(RunResult((PUBLISHED,), until="auroc>=0.85", until_met=True), strict=False)
+    assert sentences(view)[-1] == "target auroc>=0.85 met after 1 round"
