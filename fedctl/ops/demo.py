@@ -264,7 +264,7 @@ def _compare(people: Sequence[Person], devices: int, rounds: int, seed: int) -> 
 def _commands(home: Home, last_round: int) -> tuple[str, ...]:
     """Commands to try, written so that they work as printed from this directory."""
     program = _program()
-    if home != Home.from_environment() or "FEDCTL_HOME" in os.environ:
+    if os.environ.get("FEDCTL_HOME"):  # as found in the environment, which the next command may not have
         program = f"FEDCTL_HOME={shlex.quote(str(home.path))} {program}"
     words = (
         "devices list",
