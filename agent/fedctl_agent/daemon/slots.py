@@ -4,14 +4,20 @@
 put together beside the slots from uploaded blobs and from files that the model's slots already hold,
 so that only what changed travels; it then replaces the slot that is not active. What a crash leaves
 behind is never a slot and is removed at the next start.
+
+A slot whose files are not what its manifest says is emptied, so that the next push sends them again:
+sizes are looked at whenever a bundle is asked for, hashes once when a file is to be shared with another
+slot, and all hashes when a job has found damage (`heal`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +35,7 @@ from fedctl_agent.state import (
 )
 from fedctl_wire.codec import Json
 from fedctl_wire.errors import WireError
+from fedctl_wire.limits import KIB
 from fedctl_wire.manifest import MANIFEST_FILE, BundleFile, Manifest
 from fedctl_wire.messages import MissingBlob, ModelInstalled
 from fedctl_wire.names import Name
@@ -36,6 +43,10 @@ from fedctl_wire.signing import Envelope
 
 _SLOTS = ("A", "B")
 _ACTIVE = "active"
+_BLOCK_BYTES = 256 * KIB
+_CHECKED = 64  # files remembered as having had their hash
+
+_Stamp = tuple[int, int, int]  # of a file: inode, size, time of the last change of its content
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,7 @@ class Slots:
         self._blobs = blobs
         self._lock = threading.RLock()
         self._actives: dict[str, str | None] = {}  # the contents of the `active` files, as far as read
+        self._checked: dict[str, _Stamp] = {}  # by hash: a file that had it when it looked like this
         self._remove_leftovers()
         self._slots = {(slot.model, slot.slot): slot for slot in self._read_slots()}
 
@@ -72,8 +84,10 @@ class Slots:
         """
         manifest = manifest_of(envelope)
         with self._lock:
+            self._drop_incomplete(manifest.model)
             slot = self._holding(manifest.model, envelope.sha256)
             if slot is None:
+                self._drop_unshareable(manifest)
                 missing = tuple(self._missing(manifest))
                 if missing:
                     return ModelInstalled(
@@ -92,6 +106,7 @@ class Slots:
             ApiError: 404 when no slot holds it.
         """
         with self._lock:
+            self._drop_incomplete(model)
             slot = self._version(model, version)
             if slot is None:
                 raise ApiError(
@@ -106,13 +121,18 @@ class Slots:
             slot = self._version(model, version)
             if slot is None:
                 return
-            if self._active(model) == slot.slot:
-                slot.path.with_name(_ACTIVE).unlink(missing_ok=True)
-                del self._actives[model]
-            self._clear(slot.path)
-            sync_directory(slot.path.parent)
+            self._drop(slot)
             if not any(key[0] == model for key in self._slots):
                 shutil.rmtree(slot.path.parent, ignore_errors=True)
+
+    def heal(self, model: str) -> list[Slot]:
+        """Empty the slots of a model that are damaged, by all their bytes, and return what they held."""
+        with self._lock:
+            self._checked.clear()
+            damaged = [slot for slot in self._of(model) if not self._intact(slot)]
+            for slot in damaged:
+                self._drop(slot)
+            return damaged
 
     @contextlib.contextmanager
     def holding(self, model: str, bundle: str) -> Iterator[Slot]:
@@ -146,6 +166,64 @@ class Slots:
                 }
                 for _, slot in sorted(self._slots.items())
             ]
+
+    # ------------------------------------------------------------------ damage
+
+    def _of(self, model: str) -> list[Slot]:
+        return [slot for slot in self._slots.values() if slot.model == model]
+
+    def _drop_incomplete(self, model: str) -> None:
+        """Empty the slots of a model whose files are not all there in their size: cheap, so always."""
+        for slot in self._of(model):
+            if any(_stamp(slot.path / name, file) is None for name, file in slot.files.items()):
+                self._drop(slot)
+
+    def _drop_unshareable(self, manifest: Manifest) -> None:
+        """Empty the slots that hold a damaged file of this bundle: links would spread the damage."""
+        wanted = {file.sha256 for file in manifest.files.values()}
+        for slot in self._of(manifest.model):
+            shared = {name: file for name, file in slot.files.items() if file.sha256 in wanted}
+            if not all(self._has_its_hash(slot.path / name, file) for name, file in shared.items()):
+                self._drop(slot)
+
+    def _intact(self, slot: Slot) -> bool:
+        try:
+            held = Envelope.from_bytes((slot.path / MANIFEST_FILE).read_bytes()).sha256
+        except (OSError, WireError):
+            return False
+        return held == slot.bundle and all(
+            self._has_its_hash(slot.path / name, file) for name, file in slot.files.items()
+        )
+
+    def _has_its_hash(self, path: Path, file: BundleFile) -> bool:
+        """Whether a file is what a manifest says; read only when it changed since it last was."""
+        stamp = _stamp(path, file)
+        if stamp is None:
+            return False
+        if self._checked.get(file.sha256) != stamp:
+            try:
+                found = _digest(path)
+            except OSError:
+                return False
+            if found != file.sha256:
+                return False
+            self._remember(file.sha256, stamp)
+        return True
+
+    def _remember(self, sha256: str, stamp: _Stamp) -> None:
+        self._checked.pop(sha256, None)
+        while len(self._checked) >= _CHECKED:
+            del self._checked[next(iter(self._checked))]
+        self._checked[sha256] = stamp
+
+    def _drop(self, slot: Slot) -> None:
+        """Empty a slot; an active one is none any more."""
+        if self._active(slot.model) == slot.slot:
+            slot.path.with_name(_ACTIVE).unlink(missing_ok=True)
+            self._actives.pop(slot.model, None)
+        self._clear(slot.path)
+        with contextlib.suppress(FileNotFoundError):  # somebody removed the whole model
+            sync_directory(slot.path.parent)
 
     # ------------------------------------------------------------------ reading
 
@@ -196,7 +274,10 @@ class Slots:
     def _build(self, manifest: Manifest, envelope: Envelope) -> Slot:
         home = self._directory / manifest.model
         new = not home.exists()
-        home.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+        if new:
+            self._directory.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+            home.mkdir(mode=PRIVATE_DIRECTORY)
+            self._actives.pop(manifest.model, None)
         target = home / self._free_slot(manifest)
         staging = f"{target}{TEMPORARY_SUFFIX}"
         os.mkdir(staging, PRIVATE_DIRECTORY)
@@ -204,6 +285,8 @@ class Slots:
             for name, file in manifest.files.items():
                 held = self._in_slots(manifest.model, file.sha256)
                 os.link(held or self._blobs.path(file.sha256), f"{staging}/{name}")
+                if held is None and (stamp := _stamp(Path(staging, name), file)):  # hashed as it came
+                    self._remember(file.sha256, stamp)
             write_synced(f"{staging}/{MANIFEST_FILE}", envelope.to_bytes())
             sync_directory(staging)
         except BaseException:
@@ -255,6 +338,26 @@ def link_bundle(slot: Slot, target: str) -> None:
     for name in (MANIFEST_FILE, *slot.files):
         os.link(f"{slot.path}/{name}", f"{target}/{name}")
     sync_directory(target)
+
+
+def _stamp(path: Path, file: BundleFile) -> _Stamp | None:
+    """What tells this content of a file from another one; None when it is not even of the right size."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode) or found.st_size != file.bytes:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb", buffering=0) as stream:
+        digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
+        view = memoryview(block)
+        while count := stream.readinto(block):
+            digest.update(view[:count])
+    return digest.hexdigest()
 
 
 def manifest_of(envelope: Envelope) -> Manifest:

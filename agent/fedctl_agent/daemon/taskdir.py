@@ -75,6 +75,7 @@ class TaskDir:
     kind: TaskKind
     round: str
     attempt: int
+    model: str
     # What is known of the files so far; None: not read yet.
     _runs: int | None = None
     _cancelled: bool | None = None
@@ -92,7 +93,7 @@ class TaskDir:
         """
         request = from_json(TaskRequest, read_json(path / REQUEST_FILE), what=REQUEST_FILE)
         plan = plan_of(request)
-        return cls(path, request.task_id, request.kind, plan.round, request.attempt)
+        return cls(path, request.task_id, request.kind, plan.round, request.attempt, plan.model)
 
     # ------------------------------------------------------------------ reading
 

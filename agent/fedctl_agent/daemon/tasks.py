@@ -46,6 +46,7 @@ from fedctl_wire.signing import Envelope
 RECEIPTS = 200  # acknowledged tasks whose directories are kept
 _PROGRESS_S = 0.25  # how often a job's progress is read, and only while somebody waits for it
 _CANCEL_S = 5.0  # a cancelled job is gone after two seconds
+_DAMAGE = {"hash", "malformed", "signature"}  # codes of a job whose bundle may have been damaged on disk
 
 
 class Tasks:
@@ -281,6 +282,8 @@ class Tasks:
         self._queue.remove(task.task_id)
         status = self._status(task)
         self._log.write("info", f"task {status.state.value}", task=task.task_id, kind=task.kind.value)
+        if status.reason is not None and status.reason.code in _DAMAGE:
+            self._heal(task.model)
         self._changed.notify_all()
 
     def _give_up(self, task: TaskDir) -> None:
@@ -306,11 +309,27 @@ class Tasks:
             shutil.rmtree(staging, ignore_errors=True)
             raise
         sync_directory(self._state.tasks)
-        return TaskDir(path, request.task_id, request.kind, plan.round, request.attempt)
+        return TaskDir(path, request.task_id, request.kind, plan.round, request.attempt, plan.model)
 
     def _link(self, bundle: str, plan: Plan, target: str) -> None:
         with self._slots.holding(plan.model, bundle) as slot:
-            link_bundle(slot, target)
+            try:
+                link_bundle(slot, target)
+            except FileNotFoundError as error:
+                self._heal(plan.model)
+                lost = os.path.basename(error.filename)
+                raise ApiError(
+                    409,
+                    "no_model",
+                    f"the device lost {lost} of {plan.model}@{slot.version}",
+                    hint="push it again",
+                    subject=bundle,
+                ) from error
+
+    def _heal(self, model: str) -> None:
+        """A bundle was found damaged: forget it, so that the next push sends its files again."""
+        for slot in self._slots.heal(model):
+            self._log.write("error", "a damaged slot is emptied", model=model, version=slot.version)
 
     def _prune(self) -> None:
         while len(self._acked) > self._receipts:

@@ -196,7 +196,11 @@ def _effective_policy(state: StateDir, signed: Policy) -> EffectivePolicy:
 
 def _manifest(directory: Path, sha256: str, trust: Trust) -> Manifest:
     """The signed manifest in `directory`, which has to be that of the bundle `sha256`."""
-    envelope = Envelope.from_bytes((directory / MANIFEST_FILE).read_bytes(), what=MANIFEST_FILE)
+    try:
+        data = (directory / MANIFEST_FILE).read_bytes()
+    except OSError as error:
+        raise _unreadable(MANIFEST_FILE, error) from error
+    envelope = Envelope.from_bytes(data, what=MANIFEST_FILE)
     manifest = trust.bundle(envelope)
     if envelope.sha256 != sha256:
         raise WireError(
@@ -219,12 +223,21 @@ def _check_files(task: _Task) -> None:
 
 def _check_file(path: Path, manifest: Manifest) -> None:
     listed = manifest.files[path.name]
-    if _digest(path) != (listed.sha256, listed.bytes):
+    try:
+        found = _digest(path)
+    except OSError as error:
+        raise _unreadable(path.name, error) from error
+    if found != (listed.sha256, listed.bytes):
         raise WireError(
             f"{path.name} differs from the manifest of {manifest.model}@{manifest.model_version}",
             code="hash",
             subject=path.name,
         )
+
+
+def _unreadable(name: str, error: OSError) -> WireError:
+    """A bundle's file is gone, or on a failing disk: as bad as one with other bytes."""
+    return WireError(f"{name} of the bundle cannot be read: {error.strerror}", code="hash", subject=name)
 
 
 def _digest(path: Path, *, sync: bool = False) -> tuple[str, int]:

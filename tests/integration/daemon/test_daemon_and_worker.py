@@ -53,6 +53,30 @@ def test_a_jobs_refusal_reaches_the_caller(bed: Bed) -> None:
     assert (status["state"], status["reason"]["code"]) == ("refused", "no_source")
 
 
+def test_a_damaged_bundle_fails_once_and_heals_with_the_next_push(bed: Bed) -> None:
+    bed.enrol()
+    bundle = bed.push(query="?activate=1")
+    (bed.state.models / "har" / "A" / "train.json").write_bytes(b'{"version":2}')
+    bed.put_task(request := bed.request(bundle, TaskKind.STATS))
+    reason = bed.final(request)["reason"]
+    assert (reason["code"], "train.json" in reason["message"]) == ("hash", True)
+    assert bed.put_model(bed.bundle()[0]).status == 409
+    assert bed.push(query="?activate=1") == bundle
+    bed.put_task(request := bed.request(bundle, TaskKind.STATS))
+    assert bed.final(request)["reason"]["code"] == "no_source"
+
+
+def test_a_lost_file_of_a_bundle_is_named_and_heals_with_the_next_push(bed: Bed) -> None:
+    bed.enrol()
+    bundle = bed.push()
+    (bed.state.models / "har" / "A" / "train.json").unlink()
+    answer = bed.put_task(bed.request(bundle, TaskKind.STATS))
+    assert (answer.status, answer.code, "train.json" in answer.json["message"]) == (409, "no_model", True)
+    bed.push()
+    bed.put_task(request := bed.request(bundle, TaskKind.STATS))
+    assert bed.final(request)["reason"]["code"] == "no_source"
+
+
 def test_a_large_upload_arrives_whole(bed: Bed) -> None:
     bed.enrol()
     data = os.urandom(1 << 20) * 24

@@ -200,10 +200,11 @@ def test_a_broken_task_directory_fails_with_its_cause(fleet: SignedFleet, run: R
     assert outcome(failure_of(garbled)) == ("malformed", "failed")
     run(unsigned := broken(fleet, 2, "model/" + MANIFEST_FILE, b"{}"), train)
     assert outcome(failure_of(unsigned)) == ("malformed", "failed")
-    run(missing := broken(fleet, 3, "model/" + WEIGHTS_FILE, None), train)
-    failure = failure_of(missing)
-    assert outcome(failure) == ("internal", "failed")
-    assert failure["message"].endswith(WEIGHTS_FILE)
+    for attempt, name in enumerate((WEIGHTS_FILE, GRAPH_FILE, MANIFEST_FILE), start=3):
+        run(missing := broken(fleet, attempt, "model/" + name, None), train)
+        failure = failure_of(missing)
+        assert outcome(failure) == ("hash", "failed")
+        assert failure["message"] == f"{name} of the bundle cannot be read: No such file or directory"
 
 
 def broken(fleet: SignedFleet, attempt: int, name: str, data: bytes | None) -> Path:
