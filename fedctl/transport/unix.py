@@ -31,6 +31,7 @@ class UnixTransport(Transport):
             link.close()
             raise UnreachableError(
                 f"agent is not running on device {self.device}: nobody listens on {self._path}",
+                hint="start it there again: fedctl-agent serve",
                 subject=self.device,
                 code="agent_down",
             ) from error

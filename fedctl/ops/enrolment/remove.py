@@ -61,7 +61,8 @@ class Removal:
                     ways_out.append(f"fedctl devices remove {device.name} --forget leaves its agent as it is")
                     error.hint = "; ".join(filter(None, ways_out))
                 return RemoveOutcome(device=device.name, error=error)
-            return RemoveOutcome(device=device.name, steps=(f"left its agent as it is: {error.message}",))
+            why = error.message.removeprefix(f"device {device.name} ")
+            return RemoveOutcome(device=device.name, steps=(f"left its agent as it is: {why}",))
 
     def _alias_hint(self, device: Device) -> str:
         """A device may have been added by a name that only another SSH configuration knows."""

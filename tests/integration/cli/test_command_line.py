@@ -293,6 +293,8 @@ def test_a_device_added_by_an_alias_of_another_configuration_says_so(fedctl: Run
     (home / "config").touch()
     (row,) = json.loads(fedctl(*words, "-F", str(home / "config")).stdout)["devices"]
     assert "-F FILE" not in row["error"]["hint"]
+    (row,) = json.loads(fedctl(*words, "--forget").stdout)["devices"]
+    assert row["steps"][0].startswith("left its agent as it is: could not be reached at")
 
 
 def test_labels_are_set_and_removed(fedctl: Run, home: Path) -> None:

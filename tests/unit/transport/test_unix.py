@@ -35,6 +35,7 @@ def test_nobody_listens(tmp_path: Path, *, leftover: bool) -> None:
     assert "agent is not running on device watch-1" in caught.value.message
     assert str(path) in caught.value.message
     assert caught.value.code == "agent_down"
+    assert "fedctl-agent serve" in caught.value.hint
 
 
 def test_a_socket_that_this_user_may_not_open(tmp_path: Path) -> None:
