@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,6 +83,27 @@ class Connection:
         self._application = application
         self._role = role
         self._http = h11.Connection(h11.SERVER)
+        self._turn = threading.Lock()  # whether a request is served or the connection given up: never both
+        self._waiting_since: float | None = time.monotonic()
+        self._given_up = False
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when it waits for a request, or for the rest of its header; None while it serves one.
+
+        In seconds of the monotonic clock.
+        """
+        return self._waiting_since
+
+    def give_up(self) -> bool:
+        """Close from another thread, to make room, unless a request is being served; whether it did."""
+        with self._turn:
+            if self._waiting_since is None or self._given_up:
+                return False
+            self._given_up = True
+        with contextlib.suppress(OSError):  # the caller was first
+            self._socket.shutdown(socket.SHUT_RDWR)
+        return True
 
     def serve(self) -> None:
         """Answer requests until the caller closes, is too slow or breaks the protocol."""
@@ -89,6 +111,8 @@ class Connection:
             while True:
                 self._serve_one()
                 if h11.MUST_CLOSE in {self._http.our_state, self._http.their_state}:
+                    if self._http.their_state in {h11.SEND_BODY, h11.ERROR}:
+                        self._linger()
                     return
                 self._finish_request()
                 self._http.start_next_cycle()
@@ -101,7 +125,9 @@ class Connection:
             try:
                 event = self._next_event(deadline, size)
             except h11.RemoteProtocolError as error:
-                raise ConnectionAbortedError(str(error)) from error
+                if self._http.trailing_data[1]:  # the caller closed
+                    raise ConnectionAbortedError(str(error)) from error
+                raise ApiError(400, "malformed", f"the body is not HTTP/1.1: {error}") from error
             except TimeoutError as error:
                 raise ApiError(408, "timeout", "the body did not arrive in time") from error
             if isinstance(event, h11.Data):
@@ -127,9 +153,11 @@ class Connection:
     def _next_request(self) -> h11.Request:
         deadline = time.monotonic() + self.deadlines.idle_s
         waiting = not self._http.trailing_data[0]
+        self._waiting_since = time.monotonic()
         while True:
             event = self._http.next_event()
             if isinstance(event, h11.Request):
+                self._begin()
                 return event
             if event is not h11.NEED_DATA:  # the caller closed between two requests
                 raise ConnectionClosed
@@ -141,7 +169,14 @@ class Connection:
                 raise
             if waiting:
                 waiting = False
+                self._waiting_since = time.monotonic()
                 deadline = time.monotonic() + self.deadlines.header_s
+
+    def _begin(self) -> None:
+        with self._turn:
+            if self._given_up:
+                raise ConnectionClosed
+            self._waiting_since = None
 
     def _next_event(self, deadline: float, block: int) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -162,6 +197,8 @@ class Connection:
             raise h11.RemoteProtocolError("the request target is not ASCII") from error
         path, _, query = target.partition("?")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
+        if "content-length" in headers and "transfer-encoding" in headers:  # two readers may see two requests
+            raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
         length = headers.get("content-length", "0" if "transfer-encoding" not in headers else None)
         return Request(
             method=head.method.decode("ascii"),
@@ -185,7 +222,8 @@ class Connection:
 
     def _linger(self) -> NoReturn:
         """Close, but first let a caller that is still sending see the answer."""
-        deadline = time.monotonic() + self.deadlines.linger_s
+        self._waiting_since = time.monotonic()
+        deadline = self._waiting_since + self.deadlines.linger_s
         self._socket.shutdown(socket.SHUT_WR)
         while (remaining := deadline - time.monotonic()) > 0:
             self._socket.settimeout(remaining)

@@ -1,5 +1,8 @@
 """Listening sockets: a thread for each connection, capped, without a tick while nothing happens.
 
+Whoever only waits holds no place against one who wants to be served: when all are taken, the connection
+that has been waiting for a request, or for the rest of its header, longest is closed.
+
 `UnixListener` is the one kind there is; whatever a further kind needs of its own before the first
 byte of HTTP belongs into the connection's own thread, so that nobody can stall the accept loop.
 """
@@ -13,6 +16,7 @@ import socket
 import socketserver
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -24,6 +28,8 @@ from fedctl_wire.codec import encode
 from fedctl_wire.messages import ErrorBody
 
 CONNECTIONS = 64  # at once; a thread each
+_REFUSED = 16  # connections kept open for a while after they were answered 503
+_ROOM_S = 1.0  # for a connection that was given up to be gone
 _BACKLOG = 128  # with 5, sshd answers "Connect failed" when many channels arrive at once
 _SOCKET_MODE = 0o600
 _SUN_PATH_BYTES = 107  # of sockaddr_un, without the closing zero
@@ -42,7 +48,8 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             state directory's lock.
         application: Answers requests, in the threads of their connections.
         deadlines: How long callers may take.
-        connections: How many are served at once; further ones are answered 503.
+        connections: How many are served at once; when all of them are in the middle of a request,
+            further ones are answered 503.
 
     Raises:
         AlreadyRunningError: When another server answers at `path`.
@@ -66,7 +73,9 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.deadlines = deadlines or Deadlines()
         self._path = path
         self._slots = threading.BoundedSemaphore(connections)
-        super().__init__(str(path), _Handler)
+        self._connections: dict[socket.socket, Connection] = {}
+        self._refused: deque[socket.socket] = deque()
+        super().__init__(str(path), socketserver.BaseRequestHandler)  # see `finish_request`
         self.socket.setblocking(False)
 
     def server_bind(self) -> None:
@@ -85,39 +94,57 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             request, address = self.get_request()
         except OSError:  # gone again, or no descriptor left for it
             return
-        if not self._slots.acquire(blocking=False):
-            with contextlib.suppress(OSError):
-                request.send(_OVERLOADED, socket.MSG_DONTWAIT)
-            self.shutdown_request(request)
+        if not self._slots.acquire(blocking=False) and not self._make_room():
+            self._refuse(request)
             return
+        # Known before its thread runs: of many that arrive at once any may have to make room.
+        self._connections[request] = Connection(
+            request, self.application, role=self.role, deadlines=self.deadlines
+        )
         try:
             self.process_request(request, address)
         except RuntimeError:  # the system allows no further thread
-            self._slots.release()
+            self._forget(request)
             self.shutdown_request(request)
+
+    def _refuse(self, request: socket.socket) -> None:
+        """Answer without a thread; whoever is still sending sees the answer because nothing is reset yet."""
+        with contextlib.suppress(OSError):
+            request.send(_OVERLOADED, socket.MSG_DONTWAIT)
+            request.shutdown(socket.SHUT_WR)
+        self._refused.append(request)
+        if len(self._refused) > _REFUSED:
+            self._refused.popleft().close()
+
+    def finish_request(self, request: object, client_address: object) -> None:  # noqa: ARG002 - inherited
+        """Serve one connection, in its own thread."""
+        self._connections[request].serve()  # type: ignore[index]
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         """Serve one connection in its own thread and give the slot back."""
         try:
             super().process_request_thread(request, client_address)  # type: ignore[arg-type]
         finally:
-            self._slots.release()
+            self._forget(request)
+
+    def _forget(self, request: object) -> None:
+        del self._connections[request]  # type: ignore[arg-type]
+        self._slots.release()
+
+    def _make_room(self) -> bool:
+        """Give up the connection that has waited longest, and take its place."""
+        waiting = [(c.waiting_since, c) for c in tuple(self._connections.values())]
+        for _, connection in sorted(((s, c) for s, c in waiting if s is not None), key=lambda pair: pair[0]):
+            if connection.give_up():  # not when its request came just now
+                return self._slots.acquire(timeout=_ROOM_S)
+        return False
 
     def remove(self) -> None:
         """Stop listening and remove the socket's path."""
         self.server_close()
+        while self._refused:
+            self._refused.pop().close()
         self._path.unlink(missing_ok=True)
-
-
-class _Handler(socketserver.BaseRequestHandler):
-    request: socket.socket
-    server: UnixListener
-
-    def handle(self) -> None:
-        listener = self.server
-        Connection(
-            self.request, listener.application, role=listener.role, deadlines=listener.deadlines
-        ).serve()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -479,13 +480,34 @@ def test_only_the_newest_receipts_are_kept(tmp_path: Path) -> None:
 
 def test_connections_beyond_the_cap_are_told_so(tmp_path: Path) -> None:
     bed = Bed(tmp_path / "state")
+    bed.fleet.enrol()
     with served(bed, connections=1):
-        with open_socket(bed.state.socket):
+        with open_socket(bed.state.socket) as busy:
+            busy.sendall(b"GET /v1/telemetry HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert busy.recv(100).startswith(b"HTTP/1.1 200")
             answer = bed.client("GET", "/health")
             assert (answer.status, answer.code) == (503, "overloaded")
         deadline = time.monotonic() + 10
         while bed.client("GET", "/health").status != 200:
             assert time.monotonic() < deadline, "the slot is not free again"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v1/hea", b"GET /v1/health HTTP/1.1\r\nhost: a\r\n"])
+def test_those_who_only_wait_make_room(tmp_path: Path, sent: bytes) -> None:
+    bed = Bed(tmp_path / "state")
+    bed.fleet.enrol()
+    with served(bed, connections=4), contextlib.ExitStack() as stack:
+        busy = stack.enter_context(open_socket(bed.state.socket))
+        busy.sendall(b"GET /v1/telemetry?every=0.1 HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert busy.recv(100).startswith(b"HTTP/1.1 200")
+        waiting = [stack.enter_context(open_socket(bed.state.socket)) for _ in range(20)]
+        for idle in waiting:
+            with contextlib.suppress(OSError):  # it made room already
+                idle.sendall(sent)
+        for _ in range(5):
+            assert bed.client("GET", "/health").status == 200
+        busy.setblocking(True)  # the one in the middle of its answer goes on
+        assert all(busy.recv(1 << 16) for _ in range(10))
 
 
 def test_an_upload_cut_by_a_vanished_caller_goes_on(bed: Bed) -> None:

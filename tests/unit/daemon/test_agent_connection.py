@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,11 +26,11 @@ class Caller:
     def __init__(self, application: Callable[[Request], Reply], deadlines: Deadlines) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(10)
-        connection = Connection(theirs, application, role=Role.OPERATOR, deadlines=deadlines)
+        self.connection = Connection(theirs, application, role=Role.OPERATOR, deadlines=deadlines)
 
         def serve() -> None:
             with theirs:
-                connection.serve()
+                self.connection.serve()
 
         self.thread = threading.Thread(target=serve)
         self.thread.start()
@@ -43,6 +44,12 @@ class Caller:
         with contextlib.suppress(ConnectionResetError):
             while block := self.socket.recv(1 << 20):
                 received += block
+        return received
+
+    def rest_without_reset(self) -> bytes:
+        received = b""
+        while block := self.socket.recv(1 << 20):
+            received += block
         return received
 
     def until(self, mark: bytes) -> bytes:
@@ -110,6 +117,8 @@ def test_a_chunked_body_and_an_expectation_are_served(talk: Talk) -> None:
         b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
         b"\r\n\r\n\r\n\r\nwhat\r\n\r\n",
+        b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"PUT / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nno chunk\r\n",
     ],
 )
 def test_rubbish_is_refused_and_the_connection_closed(talk: Talk, rubbish: bytes) -> None:
@@ -185,6 +194,33 @@ def test_an_early_answer_arrives_although_the_caller_still_sends(talk: Talk) -> 
     with contextlib.suppress(OSError):
         caller.send(bytes(8_000_000))
     assert caller.rest().startswith(b"HTTP/1.1 413")
+
+
+def test_an_answer_to_a_caller_who_wants_no_other_arrives_as_well(talk: Talk) -> None:
+    caller = talk(too_early)
+    caller.send(b"PUT / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 8000000\r\n\r\n")
+    with contextlib.suppress(BrokenPipeError):
+        for _ in range(80):
+            caller.send(bytes(100_000))
+    assert caller.rest_without_reset().startswith(b"HTTP/1.1 413")
+
+
+def test_a_waiting_connection_can_be_given_up_and_a_serving_one_cannot(talk: Talk) -> None:
+    seen: list[tuple[float | None, bool]] = []
+
+    def application(_request: Request) -> Reply:
+        seen.append((caller.connection.waiting_since, caller.connection.give_up()))
+        return JsonReply({})
+
+    caller = talk(application)
+    caller.send(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert caller.until(b"{}").startswith(b"HTTP/1.1 200")
+    assert seen == [(None, False)]
+    deadline = time.monotonic() + 10
+    while caller.connection.waiting_since is None:
+        assert time.monotonic() < deadline
+    assert caller.connection.give_up()
+    assert caller.rest() == b""
 
 
 def test_a_small_unread_body_does_not_cost_the_connection(talk: Talk) -> None:
