@@ -15,8 +15,7 @@ from fedctl_graph.metrics import NonFiniteError
 from fedctl_graph.training import BatchDone, fit, prepare
 from fedctl_wire.manifest import WEIGHTS_FILE
 from fedctl_wire.messages import TrainSettings
-
-FORMAT = "fedctl-update-v1"
+from fedctl_wire.update import update_metadata
 
 
 def run(context: JobContext) -> Outcome:
@@ -74,13 +73,10 @@ def _train(context: JobContext, settings: TrainSettings, model: LoadedModel, par
 
 def _write_update(context: JobContext, model: LoadedModel, weight: int) -> None:
     """Write the difference to the base of the parameters that may leave the device."""
-    metadata = {
-        "format": FORMAT,
-        "round": context.plan.round,
-        "plan": context.plan_sha256,
-        "base": context.plan.base.sha256,
-        "examples": str(weight),
-    }
+    plan = context.plan
+    metadata = update_metadata(
+        round_id=plan.round, plan=context.plan_sha256, base=plan.base.sha256, examples=weight
+    )
     # The base is read again rather than kept beside the parameters while they train.
     base = read_tensors(context.model_dir / WEIGHTS_FILE, context.manifest.weights_layout())
     tensors = context.manifest.update_layout()
