@@ -9,6 +9,7 @@ says which marks need less.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -18,6 +19,8 @@ from pathlib import Path
 from fedctl_wire.codec import Json, parse_bytes
 from fedctl_wire.limits import LIMITS
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DISK_FULL_EXIT = 28  # a job's exit code when the disk had no room even for its failure
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
 TEMPORARY_SUFFIX = ".part"  # what a crash may leave behind; no reader looks at such a file

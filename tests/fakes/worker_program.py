@@ -9,8 +9,8 @@ directory tells it what to do; every request is noted in `fake-worker.jsonl`:
      "jobs": ["crash", "result"],          # what the first, second ... run does; the last one repeats
      "result_bytes": 1000}
 
-A job's words: result, failure, crash (SIGKILL), exit (code 3), hang (until it is killed), wait (for a file
-`go` in the state directory, then result), take-worker-along (kills the worker, then itself).
+A job's words: result, failure, crash (SIGKILL), exit (code 3), disk-full, hang (until it is killed), wait
+(for a file `go` in the state directory, then result), take-worker-along (kills the worker, then itself).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedctl_agent.state import StateDir, write_durably
+from fedctl_agent.state import DISK_FULL_EXIT, StateDir, write_durably
 from fedctl_wire.codec import dump_bytes, encode, from_json
 from fedctl_wire.messages import Evaluation, Progress, Result, TaskKind, TaskRequest
 from fedctl_wire.signing import Envelope, PayloadType
@@ -143,6 +143,8 @@ def run_job(state: StateDir, task_id: str, behaviour: dict[str, Any]) -> NoRetur
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "exit":
         os._exit(3)
+    if word == "disk-full":
+        os._exit(DISK_FULL_EXIT)
     if word == "failure":
         failure = {"code": "no_source", "message": "there is no source", "state": "refused"}
         write_durably(directory / "failure.json", dump_bytes(failure))

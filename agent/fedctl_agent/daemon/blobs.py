@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedctl_agent.daemon.errors import ApiError
-from fedctl_agent.state import PRIVATE_FILE, TEMPORARY_SUFFIX, write_all
+from fedctl_agent.state import PRIVATE_DIRECTORY, PRIVATE_FILE, TEMPORARY_SUFFIX, write_all
 from fedctl_wire.limits import LIMITS, MIB
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ class Blobs:
 
     def discard(self, names: Iterable[str]) -> None:
         """Delete uploads, finished or not; those that are not here are none the less gone."""
-        here = {path.name for path in self._directory.iterdir()}  # as a rule nothing, or what is named
+        try:
+            here = {path.name for path in self._directory.iterdir()}  # as a rule nothing, or what is named
+        except FileNotFoundError:  # somebody removed it
+            here = set()
         for sha256 in names:
             with self._lock:
                 self._uploads.pop(sha256, None)
@@ -107,6 +110,7 @@ class Blobs:
     def _begin(self, sha256: str) -> tuple[_Upload, object]:
         owner = object()
         with self._lock:
+            self._directory.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)  # whoever removed it meanwhile
             if sha256 not in self._uploads:
                 self._make_room()
             upload = self._uploads.setdefault(sha256, _Upload())

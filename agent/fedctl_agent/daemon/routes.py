@@ -6,23 +6,24 @@ wrong becomes an `ErrorBody` here and nowhere else.
 
 from __future__ import annotations
 
-import errno
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedctl_agent.daemon.agent import Agent
 from fedctl_agent.daemon.errors import ApiError
 from fedctl_agent.daemon.exchange import FileReply, JsonReply, Reply, Request, Role, StreamReply
 from fedctl_agent.daemon.logs import PRIORITIES
 from fedctl_agent.daemon.slots import manifest_of
+from fedctl_agent.state import NO_ROOM
 from fedctl_wire.codec import dump_bytes
 from fedctl_wire.errors import WireError
 from fedctl_wire.messages import EnrolmentRequest
 from fedctl_wire.names import Name, check_sha256
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NAME_CHARS = 100  # of a file, in an answer
 _WAIT_S = 60.0  # of a long poll, at most
 _EVERY_S = 3600.0
 _SEEN = 2.0**53
@@ -91,16 +92,17 @@ class Router:
             )
 
     def _of_the_system(self, request: Request, error: OSError) -> ApiError:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             self._agent.log.write("error", "the disk is full", path=request.path)
             return ApiError(
                 507, "disk_full", "the device's disk is full", hint="make room on it and try again"
             )
-        return self._fault(request)
+        where = f" ({Path(str(error.filename)).name[:_NAME_CHARS]})" if error.filename else ""
+        return self._fault(request, f": {error.strerror or type(error).__name__}{where}")
 
-    def _fault(self, request: Request) -> ApiError:
+    def _fault(self, request: Request, cause: str = "") -> ApiError:
         self._agent.log.write("error", "internal fault", path=request.path, trace=traceback.format_exc())
-        return ApiError(500, "internal", "the agent failed", hint="see its log: GET /v1/logs")
+        return ApiError(500, "internal", f"the agent failed{cause}", hint="see its log: GET /v1/logs")
 
 
 # ------------------------------------------------------------------ identity and trust

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedctl_agent.state import (
+    PRIVATE_DIRECTORY,
     PRIVATE_FILE,
     read_json,
     remove_directory,
@@ -76,6 +77,7 @@ class TaskDir:
     round: str
     attempt: int
     model: str
+    disk_full: bool = False  # whether that is how its last run ended; known until the next start
     # What is known of the files so far; None: not read yet.
     _runs: int | None = None
     _cancelled: bool | None = None
@@ -126,7 +128,18 @@ class TaskDir:
     @property
     def ended(self) -> bool:
         """Whether no further run is due."""
-        return self.cancelled or self._has(_RESULT_ENVELOPE) or self._has(_FAILURE_FILE) or self.runs >= RUNS
+        return (
+            self.cancelled
+            or self._has(_RESULT_ENVELOPE)
+            or self._has(_FAILURE_FILE)
+            or self.runs >= RUNS
+            or self.lost
+        )
+
+    @property
+    def lost(self) -> bool:
+        """Whether somebody removed its directory."""
+        return not os.path.isdir(self.path)
 
     @property
     def same_work(self) -> tuple[str, int]:
@@ -197,6 +210,14 @@ class TaskDir:
         if (raw := self._read(_FAILURE_FILE)) is not None:
             failure = from_json(Failure, raw, what=_FAILURE_FILE)
             return failure.state, Reason(failure.code, failure.message), None
+        if self.lost:
+            return TaskState.FAILED, Reason("lost", "the task's directory was removed from the device"), None
+        if self.disk_full:
+            return (
+                TaskState.FAILED,
+                Reason("disk", "the device's disk is full: no result was written"),
+                None,
+            )
         return TaskState.FAILED, Reason("crashed", f"{self.runs} runs ended without a result"), None
 
     def _read_usage(self) -> Usage:
@@ -253,8 +274,9 @@ class TaskDir:
     def mark_cancelled(self) -> None:
         """Note durably that it was cancelled."""
         self._cancelled = None  # whatever fails now, the file says it
-        self._write(_CANCELLED_FILE, b"")
-        sync_directory(self.path)
+        if not self.lost:
+            self._write(_CANCELLED_FILE, b"")
+            sync_directory(self.path)
         self._cancelled = True
 
     def mark_acked(self, number: int) -> None:
@@ -263,8 +285,9 @@ class TaskDir:
         A power cut may take the number, which then counts as the oldest, but not the mark.
         """
         self._acked = None
-        self._write(_ACKED_FILE, str(number).encode())
-        sync_directory(self.path)
+        if not self.lost:  # else there is nothing left that could come back
+            self._write(_ACKED_FILE, str(number).encode())
+            sync_directory(self.path)
         self._acked = True
 
     def free(self) -> None:
@@ -279,8 +302,13 @@ class TaskDir:
 
         Not synced: a final task that a power cut puts back is found to be final, and moved again.
         """
-        source, self.path = self.path, directory / self.task_id
-        os.rename(source, self.path)
+        target = directory / self.task_id
+        try:
+            os.rename(self.path, target)
+        except FileNotFoundError:
+            os.makedirs(directory, PRIVATE_DIRECTORY, exist_ok=True)  # somebody removed it
+            os.rename(self.path, target)
+        self.path = target
 
     def _write(self, name: str, data: bytes) -> None:
         descriptor = os.open(

@@ -8,6 +8,7 @@ them when its daemon goes away, and `recover` waits for that before it looks.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -31,6 +32,7 @@ from fedctl_agent.daemon.taskdir import (
 from fedctl_agent.daemon.trust import Trust
 from fedctl_agent.daemon.workerlink import WorkerGoneError, WorkerLink
 from fedctl_agent.state import (
+    DISK_FULL_EXIT,
     PRIVATE_DIRECTORY,
     TEMPORARY_SUFFIX,
     StateDir,
@@ -180,6 +182,8 @@ class Tasks:
         with self._changed:
             task = self._find(task_id)
             result = None if task_id in self._queue else task.result()
+            if result is None and task_id not in self._queue and task.lost:
+                raise ApiError(410, "acked", "the task was removed from the device's spool", subject=task_id)
             if result is None:
                 raise ApiError(409, "not_done", "the task has no result yet", subject=task_id)
             if result.result_sha256 is None:
@@ -188,7 +192,8 @@ class Tasks:
                 )
             path = task.path / RESULT_FILE
             if not path.exists():
-                raise ApiError(410, "acked", "the result was acknowledged and is gone", subject=task_id)
+                why = "was acknowledged" if task.acked else "was removed from the device's spool"
+                raise ApiError(410, "acked", f"the result {why} and is gone", subject=task_id)
             return path, result.result_sha256
 
     def current(self) -> Json:
@@ -237,6 +242,7 @@ class Tasks:
                 return
             self._running = None
             task = self._tasks[task_id]
+            task.disk_full = exit_code == DISK_FULL_EXIT
             try:
                 task.add_usage(usage)
                 over = task.ended
@@ -278,7 +284,10 @@ class Tasks:
             threading.Thread(target=self._start, args=arguments, name="task-start", daemon=True).start()
 
     def _finish(self, task: TaskDir) -> None:
-        task.move(self._state.spool)
+        try:
+            task.move(self._state.spool)
+        except OSError as error:  # final none the less: it must not hold the slot until the next start
+            self._log.write("error", f"the task cannot be moved to the spool: {error}", task=task.task_id)
         self._queue.remove(task.task_id)
         status = self._status(task)
         self._log.write("info", f"task {status.state.value}", task=task.task_id, kind=task.kind.value)
@@ -298,7 +307,11 @@ class Tasks:
     def _create(self, request: TaskRequest, plan: Plan, body: bytes) -> TaskDir:
         path = self._state.tasks / request.task_id
         staging = f"{path}{TEMPORARY_SUFFIX}"
-        os.mkdir(staging, PRIVATE_DIRECTORY)
+        try:
+            os.mkdir(staging, PRIVATE_DIRECTORY)
+        except FileNotFoundError:  # somebody removed the directory of all tasks
+            self._state.create()
+            os.mkdir(staging, PRIVATE_DIRECTORY)
         try:
             self._link(request.bundle, plan, f"{staging}/{MODEL_DIRECTORY}")
             if request.kind is TaskKind.EVALUATE:
@@ -334,8 +347,9 @@ class Tasks:
     def _prune(self) -> None:
         while len(self._acked) > self._receipts:
             task = self._tasks.pop(self._acked.popleft())
-            doomed = task.path.rename(task.path.with_name(task.task_id + TEMPORARY_SUFFIX))
-            shutil.rmtree(doomed, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # somebody removed it
+                doomed = task.path.rename(task.path.with_name(task.task_id + TEMPORARY_SUFFIX))
+                shutil.rmtree(doomed, ignore_errors=True)
 
     # ------------------------------------------------------------------ checks
 
@@ -354,7 +368,16 @@ class Tasks:
         task = self._tasks.get(task_id)
         if task is None:
             return None
-        if task.request_bytes() != body:
+        try:
+            held = task.request_bytes()
+        except FileNotFoundError:  # somebody removed it; one at work ends soon, and says so
+            if task_id in self._queue:
+                return self._status(task)
+            del self._tasks[task_id]
+            with contextlib.suppress(ValueError):
+                self._acked.remove(task_id)
+            return None
+        if held != body:
             raise ApiError(409, "conflict", "this task is known with another request", subject=task_id)
         return self._status(task)
 

@@ -9,7 +9,6 @@ and is the daemon's to run again.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 from fedctl_agent import __version__
 from fedctl_agent.daemon.policy import EffectivePolicy, LocalPolicy, intersect
 from fedctl_agent.sources import choose_source
-from fedctl_agent.state import StateDir, read_json, sync_directory, write_durably
+from fedctl_agent.state import NO_ROOM, StateDir, read_json, sync_directory, write_durably
 from fedctl_agent.trainers import JobContext, JobError, Outcome
 from fedctl_agent.worker.jobs import set_limit
 from fedctl_agent.worker.trust import Trust
@@ -38,7 +37,6 @@ from fedctl_wire.signing import Envelope, PayloadType, sign
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _RESULT_FILE = "result.safetensors"
 _MODEL, _BASE = (
     "model",
@@ -84,7 +82,7 @@ def run_job(state: StateDir, task_dir: Path, *, trust: Trust, run: Callable[[Job
     """Do the task in `task_dir` and leave `result.json` or `failure.json` there.
 
     `failure.json` is `{"code", "message", "state"}`. Its codes are those of `JobError` and `WireError`,
-    and `policy`, `memory`, `disk`, `settings` and `internal`.
+    and `policy`, `identity`, `memory`, `disk`, `settings` and `internal`.
 
     Raises:
         OSError: When not even `failure.json` could be written.
@@ -107,8 +105,9 @@ def _work(state: StateDir, task: _Task, run: Callable[[JobContext], Outcome]) ->
 
 
 def _fail(task_dir: Path, error: Exception) -> None:
-    traceback.print_exception(error)  # into the job's log
-    (task_dir / _RESULT_FILE).unlink(missing_ok=True)  # on a full disk this makes room for the next line
+    (task_dir / _RESULT_FILE).unlink(missing_ok=True)  # on a full disk this makes room for the next lines
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)  # into the job's log
     write_durably(task_dir / "failure.json", dump_bytes(_failure(error)))
 
 
@@ -148,8 +147,15 @@ def _read_task(state: StateDir, task_dir: Path, trust: Trust) -> _Task:
         policy=policy,
         manifest=_manifest(task_dir / _MODEL, request.bundle, trust),
         base_manifest=_manifest(task_dir / _BASE, plan.base.sha256, trust) if has_base else None,
-        key=trust.identity_key(),
+        key=_identity_key(trust),
     )
+
+
+def _identity_key(trust: Trust) -> Ed25519PrivateKey:
+    try:
+        return trust.identity_key()
+    except OSError as error:
+        raise JobError("identity", f"this device's identity key cannot be read: {error.strerror}") from error
 
 
 def _prepare(state: StateDir, task: _Task) -> None:
@@ -306,6 +312,6 @@ def _failure(error: Exception) -> dict[str, str]:
     elif isinstance(error, MemoryError):
         code, message = "memory", "the job ran out of memory"
     elif isinstance(error, OSError):
-        code = "disk" if error.errno in _NO_ROOM else "internal"
+        code = "disk" if error.errno in NO_ROOM else "internal"
         message = f"{error.strerror or type(error).__name__}: {Path(str(error.filename or 'job')).name}"
     return {"code": code, "message": message[: LIMITS.message_chars], "state": state.value}

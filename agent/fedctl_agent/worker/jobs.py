@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from fedctl_agent.state import DISK_FULL_EXIT, NO_ROOM
 from fedctl_wire.errors import WireError
 from fedctl_wire.messages import Usage
 
@@ -67,7 +68,8 @@ class Jobs:
     def start(self, task: str, log: Path, work: Callable[[], None]) -> int:
         """Fork a child that does `work` with `log` as its output, and return its process id.
 
-        The child ends with exit code 0 after `work`, 1 when it raises; nothing of this process's
+        The child ends with exit code 0 after `work`, 1 when it raises, `DISK_FULL_EXIT` when that was
+        for want of room; nothing of this process's
         buffers or handlers is run or flushed a second time.
 
         Raises:
@@ -141,9 +143,11 @@ def _child(worker: int, private: Sequence[int], log: Path, work: Callable[[], No
         _limit()
         work()
         code = 0
-    except BaseException:  # noqa: BLE001 - the job's own log is where it belongs
+    except BaseException as error:  # noqa: BLE001 - the job's own log is where it belongs
         import traceback
 
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            code = DISK_FULL_EXIT
         with contextlib.suppress(OSError):  # a full disk
             os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:

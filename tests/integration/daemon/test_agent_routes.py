@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -407,6 +408,65 @@ def test_a_job_that_dies_runs_again_three_times_in_all(bed: Bed, word: str) -> N
     status = bed.final(hopeless)
     assert (status["state"], status["runs"], status["reason"]["code"]) == ("failed", 3, "crashed")
     assert bed.runs() == [word, word, "result", word, word, word]
+
+
+def test_a_job_that_found_the_disk_full_says_so(bed: Bed) -> None:
+    bed.behave(jobs=["disk-full"])
+    bed.put_task(request := bed.request(bed.push()))
+    status = bed.final(request)
+    assert (status["runs"], status["reason"]["code"]) == (3, "disk")
+
+
+@pytest.mark.parametrize("name", ["tasks", "spool"])
+def test_a_directory_removed_under_a_running_task_hangs_nobody(bed: Bed, name: str) -> None:
+    bundle = bed.push()
+    bed.behave(jobs=["wait"])
+    bed.put_task(request := bed.request(bundle))
+    bed.client("GET", f"/tasks/{request.task_id}?wait=30")  # until the job has made its files
+    shutil.rmtree(bed.state.path / name)
+    (bed.state.path / "go").touch()
+    status = bed.final(request)
+    if name == "spool":
+        assert status["state"] == "done"
+    else:
+        assert (status["state"], status["reason"]["code"]) == ("failed", "lost")
+        assert bed.client("GET", f"/tasks/{request.task_id}/result").status == 410
+    assert bed.client("POST", f"/tasks/{request.task_id}/ack").json["acked"] is True
+    bed.behave()
+    bed.put_task(request := bed.request(bundle))
+    assert bed.final(request)["state"] == "done"
+    assert bed.client("GET", f"/tasks/{request.task_id}/result").status == 200
+
+
+def test_what_was_removed_from_the_spool_is_gone_and_can_be_asked_for_again(bed: Bed) -> None:
+    bed.put_task(request := bed.request(bed.push()))
+    bed.final(request)
+    shutil.rmtree(bed.state.spool)
+    answer = bed.client("GET", f"/tasks/{request.task_id}/result")
+    assert (answer.status, "removed" in answer.json["message"]) == (410, True)
+    assert bed.put_task(request).status == 201
+    assert bed.final(request)["state"] == "done"
+
+
+def test_models_and_uploads_removed_under_the_agent_are_sent_again(bed: Bed) -> None:
+    bundle = bed.push(query="?activate=1")
+    for name in ("models", "blobs"):
+        shutil.rmtree(bed.state.path / name)
+    answer = bed.put_task(bed.request(bundle))
+    assert (answer.status, answer.code) == (409, "no_model")
+    bed.push(query="?activate=1")
+    bed.put_task(request := bed.request(bundle))
+    assert bed.final(request)["state"] == "done"
+
+
+def test_a_fault_of_the_system_is_named(bed: Bed) -> None:
+    bed.behave(jobs=["wait"])
+    bundle = bed.push()
+    shutil.rmtree(bed.state.tasks)
+    bed.state.tasks.write_text("no directory")
+    answer = bed.put_task(bed.request(bundle))
+    assert answer.status == 500
+    assert "Not a directory" in answer.json["message"]
 
 
 def test_a_cancelled_task_is_over_and_frees_the_slot(bed: Bed) -> None:

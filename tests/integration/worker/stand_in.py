@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -22,6 +23,11 @@ def fill_disk(context: JobContext) -> Outcome:
     with context.output.open("wb") as stream:
         stream.truncate(1024**4)
     return Outcome(1)
+
+
+def fill_disk_for_good(context: JobContext) -> Outcome:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    return fill_disk(context)
 
 
 def allocate(context: JobContext) -> Outcome:

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedctl.models import build
+from fedctl_agent.state import DISK_FULL_EXIT
 from fedctl_wire.manifest import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE
 from fedctl_wire.messages import TaskKind
 from fedctl_wire.tensors import header_bytes, layout
@@ -82,6 +83,14 @@ def test_a_result_beyond_the_file_limit_fails(fleet: SignedFleet, start: StartWo
     task_dir = fleet.write_task()
     start("fill_disk").run(task_dir)
     assert outcome(failure_of(task_dir)) == ("disk", "failed")
+
+
+def test_a_disk_without_room_for_the_failure_is_told_by_the_exit_code(
+    fleet: SignedFleet, start: StartWorker
+) -> None:
+    task_dir = fleet.write_task()
+    assert start("fill_disk_for_good").run(task_dir)["exit"] == DISK_FULL_EXIT
+    assert not (task_dir / "failure.json").exists()
 
 
 def test_a_job_beyond_the_memory_limit_fails(fleet: SignedFleet, start: StartWorker) -> None:

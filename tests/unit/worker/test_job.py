@@ -215,6 +215,14 @@ def broken(fleet: SignedFleet, attempt: int, name: str, data: bytes | None) -> P
     return task_dir
 
 
+def test_a_missing_identity_key_is_named(fleet: SignedFleet, run: RunJob) -> None:
+    fleet.state.identity_key.unlink()
+    run(task_dir := fleet.write_task(), train)
+    failure = failure_of(task_dir)
+    assert outcome(failure) == ("identity", "failed")
+    assert "identity key cannot be read" in failure["message"]
+
+
 def test_a_wrong_identity_file_signs_nothing(fleet: SignedFleet, run: RunJob) -> None:
     task_dir = fleet.write_task()
     fleet.state.identity_key.write_bytes(b"not a key")
