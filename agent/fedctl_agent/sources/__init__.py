@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 KINDS = ("npz",)
 _SUFFIX = ".toml"
-MAX_TOML_BYTES = 64 * 1024
+_SHOWN_CHARS = 200
+MAX_TOML_BYTES = 16 * 1024  # of keys in one another a parser makes quadratic work
 _KEYS = {"kind": str, "path": str, "features": str, "label": str, "test_fraction": float}
 _DEFAULT_TEST_FRACTION = 0.2
 
@@ -98,10 +100,12 @@ def read_source(path: Path) -> Source:
         JobError: With code `source`, naming the file and the key that is missing, unknown or wrong.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would never end
+            raise JobError("source", f"{path.name} is not a regular file")
         with path.open("rb", buffering=0) as stream:
             data = stream.read(MAX_TOML_BYTES + 1)
     except OSError as error:
-        raise JobError("source", f"{path.name} cannot be read: {error}") from error
+        raise JobError("source", f"{path.name} cannot be read: {error.strerror}") from error
     if len(data) > MAX_TOML_BYTES:
         raise JobError("source", f"{path.name} is larger than {MAX_TOML_BYTES} bytes")
     return _parse(path, data)
@@ -112,17 +116,21 @@ def _parse(path: Path, data: bytes) -> Source:
     try:
         table = tomllib.loads(data.decode("utf-8"))
     except ValueError as error:
-        raise JobError("source", f"{path.name} cannot be read: {error}") from error
+        raise JobError("source", f"{path.name} cannot be read: {shown(error)}") from error
+    except RecursionError as error:
+        raise JobError("source", f"{path.name} is nested too deeply") from error
     values = {"test_fraction": _DEFAULT_TEST_FRACTION, **table}
     for key in values.keys() - _KEYS:
-        raise JobError("source", f"{path.name} has an unknown key {key!r}")
+        raise JobError("source", f"{path.name} has an unknown key {shown(key)!r}")
     for key, kind in _KEYS.items():
         if key not in values:
             raise JobError("source", f"{path.name} lacks the key {key!r}")
         if type(values[key]) is not kind and not (kind is float and values[key] == 0):
             raise JobError("source", f"{path.name}: {key!r} is not a {kind.__name__}")
     if values["kind"] not in KINDS:
-        raise JobError("source", f"{path.name}: kind {values['kind']!r} is not one of {', '.join(KINDS)}")
+        raise JobError(
+            "source", f"{path.name}: kind {shown(values['kind'])!r} is not one of {', '.join(KINDS)}"
+        )
     if not 0 <= values["test_fraction"] < 1:
         raise JobError("source", f"{path.name}: test_fraction is not at least 0 and below 1")
     return _source(path, values)
@@ -139,6 +147,12 @@ def _source(path: Path, values: dict[str, Any]) -> Source:
     )
 
 
+def shown(text: object) -> str:
+    """Somebody's text in a message: at most so much of it that the rest of the message is seen."""
+    whole = str(text)
+    return whole if len(whole) <= _SHOWN_CHARS else f"{whole[:_SHOWN_CHARS]}…"
+
+
 def choose_source(directory: Path, model: str) -> Source:
     """The source for a model: the one of its name, else the only one.
 
@@ -152,7 +166,7 @@ def choose_source(directory: Path, model: str) -> Source:
     if not chosen:
         raise refuse("no_source", "this device has no source of data: sources/*.toml is missing")
     if len(chosen) > 1:
-        names = ", ".join(chosen)
+        names = shown(", ".join(chosen))
         raise refuse("no_source", f"this device has several sources ({names}), none named {model!r}")
     return read_source(directory / (chosen[0] + _SUFFIX))
 

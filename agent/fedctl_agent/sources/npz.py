@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+import resource
+import stat
 import struct
 import zipfile
 import zlib
@@ -12,9 +15,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedctl_agent.sources import Source
+from fedctl_agent.sources import Source, shown
 from fedctl_agent.trainers.contract import JobError, refuse
-from fedctl_wire.limits import KIB
+from fedctl_wire.limits import KIB, MIB
 
 _NPY_START = struct.Struct("<8sH")  # format 1.0, and the length of the header
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -23,6 +26,7 @@ _NPY_HEADER = re.compile(
     rb" 'shape': \((?P<shape>\d{1,12}, ?(\d{1,12})?)\), \} *\n"
 )
 _BLOCK_BYTES = 128 * KIB
+_ARRAY_BYTES = 1024 * MIB
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -36,7 +40,10 @@ def load(source: Source, *, features: int, classes: int) -> Arrays:
     Raises:
         JobError: With code `data`, naming the file; refused, `no_data`, when there are no examples.
     """
-    parts = [_load_file(path, source, features, classes) for path in _files(source)]
+    parts, room = [], _room()
+    for path in _files(source):
+        parts.append(_load_file(path, source, (features, classes), room))
+        room -= sum(array.nbytes for array in parts[-1])
     total = sum(len(y) for _, y in parts)
     if not total:
         raise refuse("no_data", f"source {source.name!r} holds no examples")
@@ -51,38 +58,77 @@ def load(source: Source, *, features: int, classes: int) -> Arrays:
     return x, y
 
 
+def _room() -> int:
+    """Bytes that the arrays of a source may take: what is compressed may claim any size."""
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return _ARRAY_BYTES if soft == resource.RLIM_INFINITY else min(_ARRAY_BYTES, soft)
+
+
 def _files(source: Source) -> list[Path]:
-    if source.path.is_dir():
-        files = sorted(source.path.glob("*.npz"))
-        if not files:
-            raise refuse("no_data", f"source {source.name!r}: {source.path} holds no .npz file")
-        return files
-    if source.path.is_file():
-        return [source.path]
-    raise JobError("source", f"source {source.name!r}: {source.path} does not exist")
+    where = f"source {source.name!r}: {shown(source.path)}"
+    try:
+        mode = source.path.stat().st_mode
+        files = sorted(source.path.glob("*.npz")) if stat.S_ISDIR(mode) else [source.path]
+        odd = [path for path in files if not stat.S_ISREG(path.stat().st_mode)]
+    except FileNotFoundError as error:
+        raise JobError("source", f"source {source.name!r}: {shown(error.filename)} does not exist") from error
+    except (OSError, ValueError) as error:  # too long a path, for one; or a zero byte in it
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise JobError("source", f"{where} cannot be read: {cause}") from error
+    if not files:
+        raise refuse("no_data", f"{where} holds no .npz file")
+    if odd:  # a pipe or a device would never end
+        raise JobError("source", f"source {source.name!r}: {shown(odd[0])} is not a regular file")
+    return files
 
 
-def _load_file(path: Path, source: Source, features: int, classes: int) -> Arrays:
+def _load_file(path: Path, source: Source, shape: tuple[int, int], room: int) -> Arrays:
+    features, classes = shape
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive, source, path, room)
             x, y = (_read(archive, name, path) for name in (source.features, source.label))
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise JobError("data", f"{path.name} cannot be read: {error}") from error
+        raise JobError("data", f"{path.name} cannot be read: {shown(error)}") from error
     return _features(x, path, source.features, features), _labels(y, path, source.label, len(x), classes)
+
+
+def _check_sizes(archive: zipfile.ZipFile, source: Source, path: Path, room: int) -> None:
+    """Before anything is unpacked. More than is declared never comes out of an archive."""
+    wanted = {f"{name}.npy" for name in (source.features, source.label)}
+    declared = sum(info.file_size for info in archive.infolist() if info.filename in wanted)
+    if declared > room:
+        raise JobError("data", f"{path.name} unpacks to {declared} bytes, more than the {room} that are left")
 
 
 def _read(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
     if f"{name}.npy" not in archive.namelist():
-        raise JobError("data", f"{path.name} has no array {name!r}")
+        raise JobError("data", f"{path.name} has no array {shown(name)!r}")
+    size = archive.getinfo(f"{name}.npy").file_size
     with archive.open(f"{name}.npy") as stream:
-        array = _read_plain(stream)
+        array = _read_plain(stream, size)
         if array is None:
+            stream.seek(0)
+            _check_header(stream, size)
             stream.seek(0)
             array = np.lib.format.read_array(stream, allow_pickle=False)
         return array
 
 
-def _read_plain(stream: IO[bytes]) -> NDArray[Any] | None:
+def _check_header(stream: IO[bytes], size: int) -> None:
+    """Refuse an array that is larger than its file, before NumPy takes the memory for it."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    _check_room(shape, dtype.itemsize, size)
+
+
+def _check_room(shape: tuple[int, ...], item_bytes: int, size: int) -> None:
+    if math.prod(shape) * item_bytes > size:
+        raise ValueError("an array is cut short")
+
+
+def _read_plain(stream: IO[bytes], size: int) -> NDArray[Any] | None:
     """Read an array with the header that `numpy.save` writes for numbers; None: it has another one.
 
     NumPy compiles each header as a Python expression, which takes a job longer than its rows.
@@ -94,7 +140,9 @@ def _read_plain(stream: IO[bytes]) -> NDArray[Any] | None:
     if header is None:
         return None
     shape = tuple(int(n) for n in header["shape"].split(b",") if n.strip())
-    array: NDArray[Any] = np.empty(shape, header["dtype"].decode("ascii"))
+    dtype = header["dtype"].decode("ascii")
+    _check_room(shape, int(dtype[2:]), size)
+    array: NDArray[Any] = np.empty(shape, dtype)
     room, filled = array.reshape(-1).view(np.uint8).data, 0
     while filled < len(room):
         block = stream.read(min(_BLOCK_BYTES, len(room) - filled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedctl_agent.sources import LocalData, choose_source, local_data, read_source
+from fedctl_agent.sources import LocalData, choose_source, local_data, npz, read_source
 from fedctl_agent.trainers import JobError
 from fedctl_wire.messages import TaskState
 from tests.unit.trainers.jobs import Bench
@@ -218,7 +219,11 @@ def test_a_path_that_is_not_there(bench: Bench) -> None:
         (GOOD + "test_fraction = -0.1\n", "not at least 0 and below 1"),
         (GOOD + "test_fraction = nan\n", "not at least 0 and below 1"),
         ("kind = ", "cannot be read"),
-        ("#" * 70_000, "larger than 65536 bytes"),
+        ("#" * 70_000, "larger than 16384 bytes"),
+        ("x = " + "[" * 15_000, "is nested too deeply"),
+        (".".join("a" * 8_000) + " = 1\n", "unknown key 'a'"),
+        (GOOD + "k" * 15_000 + " = 1\n", "unknown key 'k{200}…'$"),
+        (GOOD.replace("npz", "z" * 15_000), "kind 'z{200}…' is not one of npz$"),
     ],
 )
 def test_a_bad_source_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
@@ -227,6 +232,70 @@ def test_a_bad_source_file_is_refused_by_name(tmp_path: Path, text: str, message
     with pytest.raises(JobError, match=rf"^har\.toml.*{message}") as caught:
         read_source(path)
     assert (caught.value.code, caught.value.state) == ("source", TaskState.FAILED)
+
+
+def odd_file(path: Path, kind: str) -> None:
+    """What opens but never ends, or never opens."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_source_file_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    odd_file(tmp_path / "har.toml", kind)
+    with pytest.raises(JobError, match=r"^har\.toml is not a regular file") as caught:
+        read_source(tmp_path / "har.toml")
+    assert caught.value.code == "source"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("path", ["../data", "../data/b.npz"])
+def test_data_that_is_no_file_is_refused_at_once(bench: Bench, kind: str, path: str) -> None:
+    bench.source(GOOD.replace("here", path))
+    bench.examples(4)
+    odd_file(bench.data / "b.npz", kind)
+    with pytest.raises(JobError, match=r"b\.npz is not a regular file") as caught:
+        load(bench)
+    assert caught.value.code == "source"
+
+
+@pytest.mark.parametrize("path", ["p" * 15_000, "a\\u0000b"])
+def test_a_path_that_cannot_be_one_is_the_sources_fault(bench: Bench, path: str) -> None:
+    bench.source(GOOD.replace("here", path))
+    with pytest.raises(JobError, match="cannot be read") as caught:
+        load(bench)
+    assert caught.value.code == "source"
+    assert len(caught.value.message) < 400
+
+
+def test_an_archive_that_unpacks_to_more_than_there_is_room_for_is_bad_data(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz, "_ARRAY_BYTES", 2000)
+    bench.source()
+    bench.examples(150)
+    with pytest.raises(JobError, match=r"^a\.npz unpacks to \d+ bytes, more than the 2000") as caught:
+        load(bench)
+    assert caught.value.code == "data"
+    bench.examples(60)
+    bench.examples(60, name="b.npz")  # each alone has room
+    with pytest.raises(JobError, match=r"^b\.npz unpacks to \d+ bytes"):
+        load(bench)
+
+
+@pytest.mark.parametrize("order", ["False", "True"])
+def test_an_array_that_claims_more_than_its_file_takes_no_memory(bench: Bench, order: str) -> None:
+    bench.source()
+    header = f"{{'descr': '<f4', 'fortran_order': {order}, 'shape': (10000000000, 3), }}"
+    header += " " * (-(len(header) + 11) % 64) + "\n"
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with zipfile.ZipFile(bench.data / "a.npz", "w") as archive:
+        archive.writestr("x.npy", start + bytes(120))
+    with pytest.raises(JobError, match=r"^a\.npz cannot be read: an array is cut short") as caught:
+        load(bench)
+    assert caught.value.code == "data"
 
 
 def test_a_source_file_that_is_not_utf8_or_not_there(tmp_path: Path) -> None:
