@@ -175,7 +175,7 @@ class Slots:
     def _drop_incomplete(self, model: str) -> None:
         """Empty the slots of a model whose files are not all there in their size: cheap, so always."""
         for slot in self._of(model):
-            if any(_stamp(slot.path / name, file) is None for name, file in slot.files.items()):
+            if any(_stamp(f"{slot.path}/{name}", file) is None for name, file in slot.files.items()):
                 self._drop(slot)
 
     def _drop_unshareable(self, manifest: Manifest) -> None:
@@ -183,7 +183,7 @@ class Slots:
         wanted = {file.sha256 for file in manifest.files.values()}
         for slot in self._of(manifest.model):
             shared = {name: file for name, file in slot.files.items() if file.sha256 in wanted}
-            if not all(self._has_its_hash(slot.path / name, file) for name, file in shared.items()):
+            if not all(self._has_its_hash(f"{slot.path}/{name}", file) for name, file in shared.items()):
                 self._drop(slot)
 
     def _intact(self, slot: Slot) -> bool:
@@ -192,10 +192,10 @@ class Slots:
         except (OSError, WireError):
             return False
         return held == slot.bundle and all(
-            self._has_its_hash(slot.path / name, file) for name, file in slot.files.items()
+            self._has_its_hash(f"{slot.path}/{name}", file) for name, file in slot.files.items()
         )
 
-    def _has_its_hash(self, path: Path, file: BundleFile) -> bool:
+    def _has_its_hash(self, path: str, file: BundleFile) -> bool:
         """Whether a file is what a manifest says; read only when it changed since it last was."""
         stamp = _stamp(path, file)
         if stamp is None:
@@ -285,7 +285,7 @@ class Slots:
             for name, file in manifest.files.items():
                 held = self._in_slots(manifest.model, file.sha256)
                 os.link(held or self._blobs.path(file.sha256), f"{staging}/{name}")
-                if held is None and (stamp := _stamp(Path(staging, name), file)):  # hashed as it came
+                if held is None and (stamp := _stamp(f"{staging}/{name}", file)):  # hashed as it came
                     self._remember(file.sha256, stamp)
             write_synced(f"{staging}/{MANIFEST_FILE}", envelope.to_bytes())
             sync_directory(staging)
@@ -340,7 +340,7 @@ def link_bundle(slot: Slot, target: str) -> None:
     sync_directory(target)
 
 
-def _stamp(path: Path, file: BundleFile) -> _Stamp | None:
+def _stamp(path: str, file: BundleFile) -> _Stamp | None:
     """What tells this content of a file from another one; None when it is not even of the right size."""
     try:
         found = os.stat(path)
@@ -351,8 +351,8 @@ def _stamp(path: Path, file: BundleFile) -> _Stamp | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb", buffering=0) as stream:
+def _digest(path: str) -> str:
+    with open(path, "rb", buffering=0) as stream:
         digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
         view = memoryview(block)
         while count := stream.readinto(block):
