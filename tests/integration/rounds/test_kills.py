@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,14 +21,17 @@ from fedctl.ops import rounds
 from tests.fleet import MODEL, WISHES, TestAgent, TestFleet, fleet
 
 EVERYONE = Selector.parse((), ())
-START = ("round", "start", MODEL, "--seed", "7", "--deadline", "60s", "-q")
+EPOCHS = 1000  # so that a round takes longer than the first kill
+START = ("round", "start", MODEL, "--seed", "7", "--deadline", "60s", "--local-epochs", str(EPOCHS), "-q")
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Weights of an uninterrupted round."""
     with fleet(tmp_path_factory.mktemp("calm")) as calm, calm.store() as store:
-        (summary,) = rounds.start(store, calm.home, MODEL, EVERYONE, wishes=WISHES).rounds
+        (summary,) = rounds.start(
+            store, calm.home, MODEL, EVERYONE, wishes=replace(WISHES, local_epochs=EPOCHS)
+        ).rounds
         return calm.weights_sha256(summary.result_version or 0)
 
 
