@@ -2,12 +2,12 @@
 
     python benchmarks/round_overhead.py [--devices 10] [--holdout 2] [--rounds 10]
 
-Each device holds 25 rows. Those that train do so for no epoch: the job reads the model and writes, hashes,
-signs and fsyncs an update of zeros. The hold-out devices measure base and candidate. The last line is one
-JSON object: `cold_s` (a first command of one round, wall clock: push, golden run and the start of the workers
-included), `warm_s` (median of the rounds of one later command) and `cpu_ms_per_device` (a round of that
-command: daemon, worker and jobs, mean over all devices, without the workstation). `both` has the same of a
-second fleet without hold-out devices, where every device does both tasks in every round.
+Each device holds 25 rows and trains for no epoch: its `train` job reads the model and writes, hashes, signs
+and fsyncs an update of zeros, and its `evaluate` job measures base and candidate on 5 rows. The last line is
+one JSON object: `cold_s` (a first command of one round, wall clock: push, golden run and the start of the
+workers included), `warm_s` (median of the rounds of one later command) and `cpu_ms_per_device` (a round of
+that command: daemon, worker and jobs, mean over all devices, without the workstation). `with_holdout` has
+the same of a second fleet of that size in which some devices only evaluate and the others only train.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ SOURCE = 'kind = "npz"\npath = {path}\nfeatures = "x"\nlabel = "y"\ntest_fractio
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a round costs beside the training itself.")
     parser.add_argument("--devices", type=int, default=10)
-    parser.add_argument("--holdout", type=int, default=2, help="of the devices, how many only evaluate")
+    parser.add_argument("--holdout", type=int, default=2, help="of the second fleet, how many only evaluate")
     parser.add_argument("--rounds", type=int, default=10, help="warm ones")
     options = parser.parse_args()
     found = []
-    for holdout in (options.holdout, 0):
+    for holdout in (0, options.holdout):
         with tempfile.TemporaryDirectory() as directory:
             found.append(measure(Path(directory), options.devices, holdout, options.rounds))
-    print(json.dumps({**found[0], "both": found[1]}))
+    print(json.dumps({**found[0], "with_holdout": found[1]}))
 
 
 def measure(directory: Path, devices: int, holdout: int, rounds: int) -> dict[str, float]:
