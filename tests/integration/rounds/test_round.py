@@ -262,3 +262,13 @@ def test_an_interrupted_round_lets_go_at_once_and_is_resumed(small: TestFleet) -
         small.agents["dev-2"].start()
         (summary,) = rounds.resume(store, small.home)
     assert (summary.phase, summary.contributors) == (RoundPhase.PUBLISHED, 3)
+
+
+def test_a_candidate_whose_loss_is_not_finite_is_rejected(small: TestFleet) -> None:
+    """One step so large that the weights are finite and what the model computes with them is not."""
+    wishes = replace(WISHES, lr=1e25, batch_size=512, local_epochs=1)
+    with small.store() as store:
+        (summary,) = rounds.start(store, small.home, MODEL, EVERYONE, wishes=wishes).rounds
+    assert summary.contributors == 3
+    assert (summary.phase, summary.gate, summary.evaluated) == (RoundPhase.REJECTED, "failed", 0)
+    assert "not finite on dev-4" in (summary.reason or "")
