@@ -61,6 +61,7 @@ class RosterOperator:
 
     name: Name
     key: str  # raw Ed25519 public key, hex
+    certificate: str = ""  # SHA-256 of its DER, hex; "" when there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class RosterDevice:
     key: str
     serial: int
     enrolled_at: str
+    certificate: str = ""  # SHA-256 of its DER, hex; "" when there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +119,17 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentRequest:
-    """Body of `PUT /v1/enrolment`: the root to pin and three envelopes that it signed."""
+    """Body of `PUT /v1/enrolment`: the root to pin and three envelopes that it signed.
+
+    A device that is to be reached over HTTPS also gets its certificate and the root's: both or neither.
+    """
 
     root_key: str
     enrolment: Json  # Envelope
     roster: Json  # Envelope
     policy: Json  # Envelope
+    certificate: str = ""  # the device's, PEM; the roster has its hash
+    authority: str = ""  # the root's, PEM
     extra: dict[str, Json] = field(default_factory=dict)
 
 
