@@ -45,7 +45,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """Scaling applied on the device: `clip((x - mean) / std, -clip, clip)`, per feature."""
+    """Scaling applied on the device: `clip((x - mean) / std, -clip, clip)`, per feature.
+
+    A feature is an entry of a flat example, or a channel of a window (channels, length).
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -84,6 +87,11 @@ class Manifest:
     def parameters(self) -> int:
         """Number of float32 parameters."""
         return sum(math.prod(spec.shape) for spec in self.tensors)
+
+    @property
+    def features(self) -> int:
+        """How many values each have a scaling of their own: see `Preprocessing`."""
+        return self.input_shape[0]
 
     @property
     def needs_scaling(self) -> bool:
@@ -167,7 +175,7 @@ class Manifest:
         scaling = self.preprocessing
         if scaling is None:
             return
-        features = self.input_shape[-1]
+        features = self.features
         if len(scaling.mean) != features or len(scaling.std) != features:
             raise WireError(f"scaling does not have {features} features", subject="preprocessing")
         if min(scaling.std) <= 0 or scaling.clip <= 0:

@@ -166,8 +166,13 @@ class TrainSettings:
     momentum: float = 0.0
     local_epochs: int = 1
     batch_size: int = 32
-    optimizer: str = "sgd"
+    optimizer: str = "sgd"  # or "adam"
     max_examples: int | None = None  # cap on a device's weight in the mean
+    weight_decay: float = 0.0  # times each parameter, added to its gradient
+    proximal_mu: float = 0.0  # FedProx: mu / 2 * |parameters - base|^2 is added to the loss
+    max_gradient_norm: float | None = None  # L2 over all gradients of a step; longer ones are shortened
+    class_weights: tuple[float, ...] | None = None  # of the loss, one a class
+    balance_classes: bool = False  # the same, from how often the device's training part has each class
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +289,8 @@ class Evaluation:
     correct: int
     # Two classes only: (bin of 1,024, count of class 0, count of class 1) of the bins that hold a score.
     histogram: tuple[tuple[int, ...], ...] | None = None
+    # (class, its examples, how many were taken for it, how many of those rightly) of classes that occur.
+    classes: tuple[tuple[int, ...], ...] | None = None
     extra: dict[str, Json] = field(default_factory=dict)
 
 

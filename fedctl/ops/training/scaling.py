@@ -113,7 +113,7 @@ def _ask_once(errand: _Errand, device: Device) -> Path:
         result = verified_result(assignment, status)
         if result.result_sha256 is None or result.result_bytes is None:
             raise DeviceError("the result names no sums", subject=device.name, code="result")
-        features = errand.base.manifest.input_shape[-1]
+        features = errand.base.manifest.features
         expected = ExpectedFile(
             device.name, stats_layout(features), result.result_sha256, result.result_bytes
         )
@@ -131,7 +131,7 @@ def _ask_once(errand: _Errand, device: Device) -> Path:
 
 def _next_version(session: FleetSession, draft: Bundle, results: dict[str, Path]) -> Bundle:
     manifest = draft.manifest
-    scaling = scaling_from_stats(results, manifest.input_shape[-1])
+    scaling = scaling_from_stats(results, manifest.features)
     version = session.store.model(manifest.model).latest_version + 1
     bundle = next_version(
         draft,
