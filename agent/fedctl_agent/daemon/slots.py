@@ -312,9 +312,20 @@ class Slots:
         return min(_SLOTS, key=preference)
 
     def _set_active(self, slot: Slot) -> None:
-        if self._active(slot.model) != slot.slot:
-            write_durably(slot.path.with_name(_ACTIVE), slot.slot.encode())
-            self._actives[slot.model] = slot.slot
+        if self._active(slot.model) == slot.slot:
+            return
+        path = slot.path.with_name(_ACTIVE)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            write_durably(path, slot.slot.encode())
+        else:
+            try:
+                os.write(descriptor, slot.slot.encode())  # one letter in place: the old one or the new
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._actives[slot.model] = slot.slot
 
     def _clear(self, path: Path) -> None:
         """Empty a slot at one stroke: after a crash it is there or it is not. It may be unreadable."""
@@ -333,11 +344,9 @@ class Slots:
 
 
 def link_bundle(slot: Slot, target: str) -> None:
-    """Make `target` a directory with hard links of a slot's files, durable but for its own name."""
-    os.mkdir(target, PRIVATE_DIRECTORY)
+    """Put hard links of a slot's files into the directory `target`, whose caller syncs it."""
     for name in (MANIFEST_FILE, *slot.files):
         os.link(f"{slot.path}/{name}", f"{target}/{name}")
-    sync_directory(target)
 
 
 def _stamp(path: str, file: BundleFile) -> _Stamp | None:

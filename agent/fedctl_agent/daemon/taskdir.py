@@ -4,8 +4,8 @@ The files are the truth and every answer is derived from them, so that a crash b
 loses nothing: `cancelled` before `result.json` before `failure.json` before three runs without either.
 What this process wrote, and what is final, it reads once and keeps; a job writes only what is read anew.
 
-Not every file is synced before its name: where the content decides nothing, the directory is enough
-(`cancelled`, `acked`), and `usage.json` is not synced at all, for its loss costs a figure.
+The daemon's own notes are the lines of one file, `marks`, made with the directory: a small file of its own
+for each would cost a wearable's flash, and the time of a task, more than all that is in them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedctl_agent.daemon.marks import MARKS_FILE, Marks
 from fedctl_agent.state import (
     PRIVATE_DIRECTORY,
-    PRIVATE_FILE,
     read_json,
     remove_directory,
     sync_directory,
-    write_all,
-    write_durably,
     write_synced,
 )
-from fedctl_wire.codec import Json, decode, encode, from_json
+from fedctl_wire.codec import Json, decode, from_json
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import KIB, LIMITS
+from fedctl_wire.manifest import BUNDLE_FILES, MANIFEST_FILE
 from fedctl_wire.messages import (
     Plan,
     Progress,
@@ -45,16 +44,10 @@ from fedctl_wire.signing import Envelope
 RUNS = 3  # of one task in all, the first included
 REQUEST_FILE = "task.json"
 RESULT_FILE = "result.safetensors"
-MODEL_DIRECTORY = "model"
 BASE_DIRECTORY = "base"
 _RESULT_ENVELOPE = "result.json"
 _FAILURE_FILE = "failure.json"
-_CANCELLED_FILE = "cancelled"
-_ACKED_FILE = "acked"
-_RUNS_FILE = "runs"
-_USAGE_FILE = "usage.json"
 _PROGRESS_FILE = "progress.jsonl"
-_NUMBER_BYTES = 20
 _PROGRESS_TAIL = 4 * KIB  # bytes; a line of progress is far shorter
 
 
@@ -78,11 +71,7 @@ class TaskDir:
     attempt: int
     model: str
     disk_full: bool = False  # whether that is how its last run ended; known until the next start
-    # What is known of the files so far; None: not read yet.
-    _runs: int | None = None
-    _cancelled: bool | None = None
-    _acked: bool | None = None
-    _usage: Usage | None = None
+    _marks: Marks | None = None  # None: not read yet
     _final: TaskStatus | None = None
 
     @classmethod
@@ -100,30 +89,26 @@ class TaskDir:
     # ------------------------------------------------------------------ reading
 
     @property
+    def marks(self) -> Marks:
+        """What this daemon, or an earlier one, noted about it."""
+        if self._marks is None:
+            self._marks = Marks.read(self._file(MARKS_FILE))
+        return self._marks
+
+    @property
     def cancelled(self) -> bool:
         """Whether somebody cancelled it."""
-        if self._cancelled is None:
-            self._cancelled = self._has(_CANCELLED_FILE)
-        return self._cancelled
+        return self.marks.cancelled
 
     @property
     def acked(self) -> bool:
         """Whether the workstation has the result durably."""
-        if self._acked is None:
-            self._acked = self._has(_ACKED_FILE)
-        return self._acked
-
-    @property
-    def ack_number(self) -> int:
-        """The place of its acknowledgement among all; 0 before. Clocks are not to be trusted here."""
-        return _read_number(self._file(_ACKED_FILE))
+        return self.marks.acked is not None
 
     @property
     def runs(self) -> int:
         """How often its job was started."""
-        if self._runs is None:
-            self._runs = _read_number(self._file(_RUNS_FILE))
-        return self._runs
+        return self.marks.runs
 
     @property
     def ended(self) -> bool:
@@ -199,7 +184,7 @@ class TaskDir:
             progress=self.progress(),
             reason=reason,
             result=envelope,
-            usage=self._read_usage(),
+            usage=self.marks.usage,
         )
 
     def _end(self) -> tuple[TaskState, Reason | None, Json]:
@@ -220,14 +205,6 @@ class TaskDir:
             )
         return TaskState.FAILED, Reason("crashed", f"{self.runs} runs ended without a result"), None
 
-    def _read_usage(self) -> Usage:
-        if self._usage is None:
-            self._usage = Usage()
-            with contextlib.suppress(WireError):  # it is not synced: a power cut may leave anything
-                if (raw := self._read(_USAGE_FILE)) is not None:
-                    self._usage = from_json(Usage, raw, what=_USAGE_FILE)
-        return self._usage
-
     def _file(self, name: str) -> str:
         return f"{self.path}/{name}"
 
@@ -244,58 +221,42 @@ class TaskDir:
 
     def count_run(self) -> None:
         """Note durably that one more run begins, and clear what an earlier one left half-done."""
-        before = self.runs
-        try:
-            descriptor = os.open(self._file(_RUNS_FILE), os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # of a task that an older agent took
-            write_durably(self._file(_RUNS_FILE), str(before + 1).encode())
-        else:
-            try:
-                os.write(descriptor, str(before + 1).encode())  # one digit in place: the old one or the new
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        self._runs = before + 1
-        if before:
+        self.marks.count_run()
+        if self.runs > 1:
             for name in (_PROGRESS_FILE, RESULT_FILE):
                 (self.path / name).unlink(missing_ok=True)
 
     def add_usage(self, run: Usage) -> None:
         """Add what one run cost to what the earlier ones did."""
-        before = self._read_usage()
-        self._usage = Usage(
+        before = self.marks.usage
+        usage = Usage(
             cpu_ms=before.cpu_ms + run.cpu_ms,
             wall_ms=before.wall_ms + run.wall_ms,
             peak_rss_bytes=max(before.peak_rss_bytes, run.peak_rss_bytes),
         )
-        if self._usage != before:
-            self._write(_USAGE_FILE, encode(self._usage))
+        if usage != before:
+            self.marks.add_usage(usage)
 
     def mark_cancelled(self) -> None:
         """Note durably that it was cancelled."""
-        self._cancelled = None  # whatever fails now, the file says it
-        if not self.lost:
-            self._write(_CANCELLED_FILE, b"")
-            sync_directory(self.path)
-        self._cancelled = True
+        if self.lost:
+            self.marks.cancelled = True
+        else:
+            self.marks.cancel()
 
     def mark_acked(self, number: int) -> None:
-        """Note durably that the workstation has the result.
-
-        A power cut may take the number, which then counts as the oldest, but not the mark.
-        """
-        self._acked = None
-        if not self.lost:  # else there is nothing left that could come back
-            self._write(_ACKED_FILE, str(number).encode())
-            sync_directory(self.path)
-        self._acked = True
+        """Note durably that the workstation has the result."""
+        if self.lost:  # there is nothing left that could come back
+            self.marks.acked = number
+        else:
+            self.marks.ack(number)
 
     def free(self) -> None:
         """Remove what nobody needs after the acknowledgement; the rest is the receipt."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._file(RESULT_FILE))
-        for name in (MODEL_DIRECTORY, BASE_DIRECTORY):
-            remove_directory(self._file(name))
+        for name in (RESULT_FILE, MANIFEST_FILE, *BUNDLE_FILES):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._file(name))
+        remove_directory(self._file(BASE_DIRECTORY))
 
     def move(self, directory: Path) -> None:
         """Move it to another directory.
@@ -309,25 +270,13 @@ class TaskDir:
             os.makedirs(directory, PRIVATE_DIRECTORY, exist_ok=True)  # somebody removed it
             os.rename(self.path, target)
         self.path = target
-
-    def _write(self, name: str, data: bytes) -> None:
-        descriptor = os.open(
-            self._file(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE
-        )
-        try:
-            write_all(descriptor, data)
-        except OSError:
-            os.unlink(self._file(name))  # a mark counts by its name
-            raise
-        finally:
-            os.close(descriptor)
+        self.marks.path = self._file(MARKS_FILE)
 
 
 def fill(directory: str, body: bytes) -> None:
-    """Write what a new task's directory holds beside links to its bundles; durable but for its own name."""
+    """Write what a new task's directory holds beside its bundles' files; durable but for its own name."""
     write_synced(f"{directory}/{REQUEST_FILE}", body)
-    # Empty, so that counting a run has no name to make durable.
-    os.close(os.open(f"{directory}/{_RUNS_FILE}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE))
+    Marks.make(f"{directory}/{MARKS_FILE}")
     sync_directory(directory)
 
 
@@ -343,13 +292,6 @@ def plan_of(request: TaskRequest) -> Plan:
 @functools.lru_cache(maxsize=1)  # a round's tasks have one plan
 def _plan(payload: bytes) -> Plan:
     return decode(Plan, payload, limit=LIMITS.json_body_bytes, what="plan")
-
-
-def _read_number(path: str) -> int:
-    try:
-        return int(_read_tail(path, _NUMBER_BYTES) or 0)
-    except FileNotFoundError:
-        return 0
 
 
 def _read_tail(path: str, size: int) -> bytes:

@@ -23,7 +23,6 @@ from fedctl_agent.daemon.policy import PolicyStore
 from fedctl_agent.daemon.slots import Slots, link_bundle
 from fedctl_agent.daemon.taskdir import (
     BASE_DIRECTORY,
-    MODEL_DIRECTORY,
     RESULT_FILE,
     TaskDir,
     fill,
@@ -229,7 +228,7 @@ class Tasks:
                 self._queue.append(task.task_id)
                 if task.ended:
                     self._finish(task)
-            acked = sorted((t.ack_number, t.task_id) for t in self._tasks.values() if t.acked)
+            acked = sorted((t.marks.acked or 0, t.task_id) for t in self._tasks.values() if t.acked)
             self._acked.extend(task_id for _, task_id in acked)
             self._acks = acked[-1][0] if acked else 0
             self._prune()
@@ -313,9 +312,12 @@ class Tasks:
             self._state.create()
             os.mkdir(staging, PRIVATE_DIRECTORY)
         try:
-            self._link(request.bundle, plan, f"{staging}/{MODEL_DIRECTORY}")
+            self._link(request.bundle, plan, staging)
             if request.kind is TaskKind.EVALUATE:
-                self._link(plan.base.sha256, plan, f"{staging}/{BASE_DIRECTORY}")
+                base = f"{staging}/{BASE_DIRECTORY}"
+                os.mkdir(base, PRIVATE_DIRECTORY)
+                self._link(plan.base.sha256, plan, base)
+                sync_directory(base)
             fill(staging, body)
             os.rename(staging, path)
         except BaseException:

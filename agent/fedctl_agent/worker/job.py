@@ -38,10 +38,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _RESULT_FILE = "result.safetensors"
-_MODEL, _BASE = (
-    "model",
-    "base",
-)  # directories in a task's: the bundle it works on, and what to compare it with
+_BASE = "base"  # directory of the bundle to compare with; the files of the one at work are the task's own
 _BLOCK_BYTES = 32 * KIB
 _WITH_RESULT_FILE = {TaskKind.TRAIN, TaskKind.STATS}
 
@@ -145,7 +142,7 @@ def _read_task(state: StateDir, task_dir: Path, trust: Trust) -> _Task:
         plan_sha256=envelope.sha256,
         device=anchors.device,
         policy=policy,
-        manifest=_manifest(task_dir / _MODEL, request.bundle, trust),
+        manifest=_manifest(task_dir, request.bundle, trust),
         base_manifest=_manifest(task_dir / _BASE, plan.base.sha256, trust) if has_base else None,
         key=_identity_key(trust),
     )
@@ -162,7 +159,7 @@ def _prepare(state: StateDir, task: _Task) -> None:
     """Have small files parsed here, where the parsed form stays; whatever is wrong the job will find."""
     from fedctl_agent.trainers.model import prepare_graph  # loads NumPy
 
-    prepare_graph(task.directory / _MODEL, task.manifest)
+    prepare_graph(task.directory, task.manifest)
     if task.base_manifest is not None:
         prepare_graph(task.directory / _BASE, task.base_manifest)
     with contextlib.suppress(JobError):
@@ -175,7 +172,7 @@ def _context(state: StateDir, task: _Task, output: Path, progress: Callable[[Pro
         plan=task.plan,
         plan_sha256=task.plan_sha256,
         manifest=task.manifest,
-        model_dir=task.directory / _MODEL,
+        model_dir=task.directory,
         base_dir=task.directory / _BASE if task.base_manifest else None,
         base_manifest=task.base_manifest,
         policy_min_examples=task.policy.min_examples,
@@ -221,10 +218,12 @@ def _check_files(task: _Task) -> None:
     """Refuse to work on files that are not the ones that the signed manifests list."""
     # Only `golden` reads the golden batch, which is twice the size of the weights.
     names = BUNDLE_FILES if task.request.kind is TaskKind.GOLDEN else (GRAPH_FILE, WEIGHTS_FILE)
-    for directory, manifest in ((_MODEL, task.manifest), (_BASE, task.base_manifest)):
-        if manifest is not None:
-            for name in names:
-                _check_file(task.directory / directory / name, manifest)
+    bundles = [(task.directory, task.manifest)]
+    if task.base_manifest is not None:
+        bundles.append((task.directory / _BASE, task.base_manifest))
+    for directory, manifest in bundles:
+        for name in names:
+            _check_file(directory / name, manifest)
 
 
 def _check_file(path: Path, manifest: Manifest) -> None:

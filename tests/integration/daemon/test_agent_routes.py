@@ -304,8 +304,9 @@ def test_a_task_runs_and_its_result_is_collected_and_acknowledged(bed: Bed) -> N
     again = bed.put_task(request)
     assert (again.status, again.json["state"], again.json["acked"]) == (200, "done", True)
     assert bed.client("GET", "/status").json["spool"] == {"tasks": 0, "bytes": 0}
-    assert {p.name for p in (bed.state.spool / request.task_id).iterdir()} >= {"task.json", "result.json"}
-    assert not (bed.state.spool / request.task_id / "model").exists()
+    receipt = {file.name for file in (bed.state.spool / request.task_id).iterdir()}
+    assert receipt >= {"task.json", "result.json", "marks"}
+    assert not receipt & {"result.safetensors", "weights.safetensors", "manifest.dsse"}
 
 
 def test_the_long_poll_ends_with_progress_and_with_the_task(bed: Bed) -> None:
@@ -356,7 +357,7 @@ def test_evaluation_gets_both_bundles_and_has_no_result_file(bed: Bed) -> None:
     assert bed.put_task(request).status == 201
     assert bed.final(request)["state"] == "done"
     directory = bed.state.spool / request.task_id
-    weights = [(directory / part / "weights.safetensors").read_bytes() for part in ("model", "base")]
+    weights = [(directory / part / "weights.safetensors").read_bytes() for part in (".", "base")]
     assert weights[0] != weights[1]
     assert bed.client("GET", f"/tasks/{request.task_id}/result").code == "no_result"
 

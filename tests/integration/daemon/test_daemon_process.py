@@ -261,7 +261,8 @@ def test_a_cancelled_task_stays_cancelled_when_the_daemon_dies(
     daemon = start_daemon(process_bed)
     request = process_bed.request(process_bed.push())
     process_bed.put_task(request)
-    (process_bed.state.tasks / request.task_id / "cancelled").touch()  # durable, and then the crash
+    with (process_bed.state.tasks / request.task_id / "marks").open("ab") as marks:
+        marks.write(b"cancelled\n")  # durable, and then the crash
     daemon.kill()
     start_daemon(process_bed)
     assert process_bed.final(request)["state"] == "cancelled"

@@ -88,13 +88,13 @@ def test_the_version_installed_last_is_the_one_activated(shelf: Shelf) -> None:
 def test_a_task_keeps_its_files_when_the_slot_is_replaced(shelf: Shelf, tmp_path: Path) -> None:
     bundle = shelf.install(1).bundle
     with shelf.slots.holding("har", bundle) as slot:
-        link_bundle(slot, str(tmp_path / "model"))
-    weights = (tmp_path / "model" / "weights.safetensors").read_bytes()
+        link_bundle(slot, str(tmp_path))
+    weights = (tmp_path / "weights.safetensors").read_bytes()
     shelf.install(2)
     shelf.install(3)
     with pytest.raises(ApiError), shelf.slots.holding("har", bundle):
         pass
-    assert (tmp_path / "model" / "weights.safetensors").read_bytes() == weights
+    assert (tmp_path / "weights.safetensors").read_bytes() == weights
 
 
 def damage(path: Path) -> None:

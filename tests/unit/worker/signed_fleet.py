@@ -166,8 +166,7 @@ class SignedFleet:
             round_id=ROUND, attempt=attempt, device=DEVICE, plan=plan.sha256, kind=kind, bundle=bundle
         )
         task_dir = self.state.tasks / name
-        task_dir.mkdir()
-        candidate.rename(task_dir / "model")
+        candidate.rename(task_dir)
         if kind is TaskKind.EVALUATE:
             staging.rename(task_dir / "base")
         request = TaskRequest(name, attempt, DEVICE, kind, bundle, plan.to_json())

@@ -134,9 +134,9 @@ def test_other_settings_are_left_to_others(fleet: SignedFleet, run: RunJob) -> N
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (TaskKind.TRAIN, "model/" + WEIGHTS_FILE),
-        (TaskKind.TRAIN, "model/" + GRAPH_FILE),
-        (TaskKind.GOLDEN, "model/" + GOLDEN_FILE),
+        (TaskKind.TRAIN, WEIGHTS_FILE),
+        (TaskKind.TRAIN, GRAPH_FILE),
+        (TaskKind.GOLDEN, GOLDEN_FILE),
         (TaskKind.EVALUATE, "base/" + WEIGHTS_FILE),
     ],
 )
@@ -156,7 +156,7 @@ def test_nothing_is_computed_on_bytes_that_differ(
 
 def test_a_file_that_grew_is_refused(fleet: SignedFleet, run: RunJob) -> None:
     task_dir = fleet.write_task()
-    with (task_dir / "model" / WEIGHTS_FILE).open("ab") as stream:
+    with (task_dir / WEIGHTS_FILE).open("ab") as stream:
         stream.write(b"\0")
     run(task_dir, train)
     assert outcome(failure_of(task_dir)) == ("hash", "failed")
@@ -164,7 +164,7 @@ def test_a_file_that_grew_is_refused(fleet: SignedFleet, run: RunJob) -> None:
 
 def test_another_bundle_than_was_asked_for_is_refused(fleet: SignedFleet, run: RunJob) -> None:
     for task_dir in (fleet.write_task(), fleet.write_task(TaskKind.EVALUATE)):
-        other = task_dir / ("base" if (task_dir / "base").exists() else "model")
+        other = task_dir / "base" if (task_dir / "base").exists() else task_dir
         fleet.write_bundle(other, model_version=9)
         run(task_dir, train)
         assert outcome(failure_of(task_dir)) == ("hash", "failed")
@@ -173,7 +173,7 @@ def test_another_bundle_than_was_asked_for_is_refused(fleet: SignedFleet, run: R
 def test_signatures_are_checked_again(fleet: SignedFleet, run: RunJob) -> None:
     forged, revoked = fleet.write_task(), fleet.write_task(attempt=2)
     stranger = SignedFleet(fleet.state, operator=generate_key())
-    stranger.write_bundle(forged / "model")
+    stranger.write_bundle(forged)
     run(forged, train)
     assert outcome(failure_of(forged)) == ("signature", "failed")
 
@@ -198,10 +198,10 @@ def test_a_policy_that_changed_while_the_task_waited_counts(fleet: SignedFleet, 
 def test_a_broken_task_directory_fails_with_its_cause(fleet: SignedFleet, run: RunJob) -> None:
     run(garbled := broken(fleet, 1, "task.json", b"{"), train)
     assert outcome(failure_of(garbled)) == ("malformed", "failed")
-    run(unsigned := broken(fleet, 2, "model/" + MANIFEST_FILE, b"{}"), train)
+    run(unsigned := broken(fleet, 2, MANIFEST_FILE, b"{}"), train)
     assert outcome(failure_of(unsigned)) == ("malformed", "failed")
     for attempt, name in enumerate((WEIGHTS_FILE, GRAPH_FILE, MANIFEST_FILE), start=3):
-        run(missing := broken(fleet, attempt, "model/" + name, None), train)
+        run(missing := broken(fleet, attempt, name, None), train)
         failure = failure_of(missing)
         assert outcome(failure) == ("hash", "failed")
         assert failure["message"] == f"{name} of the bundle cannot be read: No such file or directory"
