@@ -44,7 +44,9 @@ class Endpoint:
         """
         try:
             parts = urlsplit(url)
-            host, port, user = parts.hostname or "", parts.port, parts.username
+            host, port, user = _host_of(parts.netloc), parts.port, parts.username
+            if port == 0:
+                raise ValueError("port 0 is none that anybody listens on")  # noqa: TRY301 - one translation
         except ValueError as error:
             raise UsageError(f"device URL {url!r} is not valid: {error}", hint=_FORMS, subject=url) from error
         if parts.query or parts.fragment or parts.password is not None:
@@ -61,7 +63,7 @@ class Endpoint:
         """The endpoint as a URL again; `parse` of it gives the same endpoint."""
         if self.scheme == "unix":
             return f"unix://{quote(self.path)}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
         user = f"{self.user}@" if self.user else ""
         return f"ssh://{user}{host}{'' if self.port is None else f':{self.port}'}"
 
@@ -123,6 +125,14 @@ class Transport(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give up every connection to the device; never raises."""
+
+
+def _host_of(netloc: str) -> str:
+    """The host as typed: `SplitResult.hostname` has it in lower case, and OpenSSH's aliases have cases."""
+    place = netloc.rpartition("@")[2]
+    bracketed = re.match(r"\[([^\]]*)\]", place)
+    # A zone's % may be written %25 (RFC 6874).
+    return bracketed[1].replace("%25", "%") if bracketed else place.partition(":")[0]
 
 
 def remaining_s(deadline: float) -> float:

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Self
 
-from fedctl.core.errors import ConfigError, TrustError
+from fedctl.core.errors import ConfigError, TrustError, reason_of
 from fedctl.transport.sshlink import DEFAULT_PORT, fingerprint
 
 _HASHED = "|1|"
@@ -131,7 +131,7 @@ def _entries(paths: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}", subject=str(path)) from error
+            raise ConfigError(f"{path} cannot be read: {reason_of(error)}", subject=str(path)) from error
         for line in lines:
             words = line.split()
             marker = words.pop(0) if words and words[0].startswith("@") else ""

@@ -21,7 +21,10 @@ from fedctl.transport import Endpoint, connect
         ("ssh://watch", Endpoint("ssh", host="watch")),
         ("ssh://pi@192.0.2.41", Endpoint("ssh", user="pi", host="192.0.2.41")),
         ("ssh://pi@192.0.2.41:2222/", Endpoint("ssh", user="pi", host="192.0.2.41", port=2222)),
-        ("ssh://pi@[fe80::1%25eth0]:22", Endpoint("ssh", user="pi", host="fe80::1%25eth0", port=22)),
+        ("ssh://Watch-1", Endpoint("ssh", host="Watch-1")),  # OpenSSH's aliases have cases
+        ("ssh://pi@[2001:DB8::1]", Endpoint("ssh", user="pi", host="2001:DB8::1")),
+        ("ssh://pi@[fe80::1%25eth0]:22", Endpoint("ssh", user="pi", host="fe80::1%eth0", port=22)),
+        ("ssh://pi@[fe80::1%eth0]:22", Endpoint("ssh", user="pi", host="fe80::1%eth0", port=22)),
     ],
 )
 def test_parses(url: str, expected: Endpoint) -> None:
@@ -41,6 +44,7 @@ def test_parses(url: str, expected: Endpoint) -> None:
         "ssh://pi:secret@watch",
         "ssh://pi@watch:99999",
         "ssh://pi@watch:port",
+        "ssh://pi@watch:0",
         "ssh://pi@watch/some/path",
         "ssh://pi@watch?x=1",
         "ssh://-oProxyCommand=touch%20x",
