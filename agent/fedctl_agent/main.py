@@ -44,6 +44,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
         command.add_argument("--state-dir", type=Path, required=True, metavar="DIR")
         if name in {"serve", "supervise"}:
             command.add_argument("--socket", type=Path, metavar="PATH", help="default: agent.sock in DIR")
+        if name == "serve":
+            command.add_argument("--group", action="store_true", help="let the socket's group connect, too")
     dial = commands.add_parser("dial-stdio", help="connect stdin and stdout to the daemon's socket")
     dial.add_argument("--socket", required=True, metavar="PATH")
     return parser.parse_args(words)
@@ -66,7 +68,8 @@ def _run(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from fedctl_agent.daemon.server import serve
 
-    serve(options.state_dir, socket=options.socket)
+    mode = 0o660 if options.group else 0o600
+    serve(options.state_dir, socket=options.socket, socket_mode=mode)
 
 
 def _supervise(options: argparse.Namespace) -> None:

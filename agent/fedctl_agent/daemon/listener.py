@@ -31,7 +31,7 @@ CONNECTIONS = 64  # at once; a thread each
 _REFUSED = 16  # connections kept open for a while after they were answered 503
 _ROOM_S = 1.0  # for a connection that was given up to be gone
 _BACKLOG = 128  # with 5, sshd answers "Connect failed" when many channels arrive at once
-_SOCKET_MODE = 0o600
+OWNER_ONLY = 0o600
 _SUN_PATH_BYTES = 107  # of sockaddr_un, without the closing zero
 _OVERLOADED_BODY = encode(ErrorBody("overloaded", "this agent has too many connections", hint="try again"))
 _OVERLOADED = (
@@ -41,7 +41,7 @@ _OVERLOADED = (
 
 
 class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves HTTP on a Unix socket that only its owner can open; whoever can is the operator.
+    """Serves HTTP on a Unix socket that only its owner can open, or its group; whoever can is the operator.
 
     Args:
         path: Of the socket, of any length; a stale socket there is replaced. The caller holds the
@@ -50,6 +50,7 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         deadlines: How long callers may take.
         connections: How many are served at once; when all of them are in the middle of a request,
             further ones are answered 503.
+        mode: Of the socket.
 
     Raises:
         AlreadyRunningError: When another server answers at `path`.
@@ -68,10 +69,12 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         *,
         deadlines: Deadlines | None = None,
         connections: int = CONNECTIONS,
+        mode: int = OWNER_ONLY,
     ) -> None:
         self.application = application
         self.deadlines = deadlines or Deadlines()
         self._path = path
+        self._mode = mode
         self._slots = threading.BoundedSemaphore(connections)
         self._connections: dict[socket.socket, Connection] = {}
         self._refused: deque[socket.socket] = deque()
@@ -81,7 +84,7 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def server_bind(self) -> None:
         """Bind under the mode that the socket keeps, so that nobody else can connect in between."""
         _remove_stale(self._path)
-        previous = os.umask(0o777 & ~_SOCKET_MODE)
+        previous = os.umask(0o777 & ~self._mode)
         try:
             with socket_address(self._path) as address:
                 self.socket.bind(address)

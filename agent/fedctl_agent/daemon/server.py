@@ -17,7 +17,7 @@ from pathlib import Path
 from fedctl_agent import __version__
 from fedctl_agent.daemon.agent import Agent
 from fedctl_agent.daemon.connection import Deadlines
-from fedctl_agent.daemon.listener import CONNECTIONS, UnixListener
+from fedctl_agent.daemon.listener import CONNECTIONS, OWNER_ONLY, UnixListener
 from fedctl_agent.daemon.routes import Router
 from fedctl_agent.daemon.workerlink import WORKER_COMMAND, WorkerGoneError
 from fedctl_agent.processes import agent_command, child_environment, held_lock
@@ -28,6 +28,7 @@ def serve(
     state_dir: Path,
     *,
     socket: Path | None = None,
+    socket_mode: int = OWNER_ONLY,
     worker_command: Sequence[str] = WORKER_COMMAND,
     deadlines: Deadlines | None = None,
     connections: int = CONNECTIONS,
@@ -37,6 +38,7 @@ def serve(
     Args:
         state_dir: Made, and given an identity, where it is new.
         socket: Where to listen; default `agent.sock` in the state directory.
+        socket_mode: Who may connect: its owner, or with 0660 its group, too.
         worker_command: What to start as worker.
         deadlines: How long callers may take.
         connections: How many are served at once.
@@ -61,6 +63,7 @@ def serve(
                 Router(agent),
                 deadlines=deadlines,
                 connections=connections,
+                mode=socket_mode,
             )
             agent.log.write("info", "started", version=__version__)
             _accept(listener, stopped)
