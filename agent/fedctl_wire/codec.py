@@ -34,9 +34,7 @@ def dump_bytes(value: Json) -> bytes:
     Raises:
         ValueError: When a number is not finite or a text cannot be written as UTF-8.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def parse_bytes(data: bytes, *, limit: int, what: str) -> Json:
@@ -50,9 +48,7 @@ def parse_bytes(data: bytes, *, limit: int, what: str) -> Json:
         raise WireError(f"{what} has {len(data)} bytes, more than {limit}", code="too_large", subject=what)
     try:
         text = data.decode()  # json.loads would take UTF-16 and UTF-32 too
-        value = json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
-        )
+        value = _DECODER.decode(text)
         if "\\u" in text:
             dump_bytes(value)  # fails on half a surrogate pair, which nobody could write again
         if text.count("[") + text.count("{") > LIMITS.json_depth:
@@ -117,6 +113,13 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{_cut(text)} is too large for a number")
     return number
+
+
+# Made once: to make one takes longer than to read or write a message.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite
+)
 
 
 def _check_depth(value: Json) -> None:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from fedctl_agent.state import StateDir
 from fedctl_agent.worker.loop import Worker
+from fedctl_wire.codec import encode
 from fedctl_wire.errors import WireError
+from fedctl_wire.messages import Evaluation, Progress
 
 if TYPE_CHECKING:
     from fedctl_agent.trainers import JobContext, Outcome
@@ -70,7 +72,15 @@ def load_trainers() -> Callable[[JobContext], Outcome]:
         importlib.import_module(name)
     from fedctl_agent.trainers import run
 
+    _warm()
     return run
+
+
+def _warm() -> None:
+    """Fill what is filled at first use and kept: each job would do so anew, in memory of its own."""
+    "".encode("cp437")
+    for message in (Progress(), Evaluation(0, 0.0, 0, ((0, 0, 0),))):
+        encode(message)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import hashlib
 import os
 import resource
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +22,21 @@ from typing import TYPE_CHECKING
 from fedctl_agent import __version__
 from fedctl_agent.daemon.policy import EffectivePolicy, LocalPolicy, intersect
 from fedctl_agent.sources import choose_source
-from fedctl_agent.state import NO_ROOM, StateDir, read_json, sync_directory, write_durably
+from fedctl_agent.state import NO_ROOM, PRIVATE_FILE, StateDir, read_json, sync_directory, write_durably
 from fedctl_agent.trainers import JobContext, JobError, Outcome
 from fedctl_agent.worker.jobs import set_limit
 from fedctl_agent.worker.trust import Trust
 from fedctl_wire.codec import dump_bytes, encode, from_json
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import KIB, LIMITS
-from fedctl_wire.manifest import BUNDLE_FILES, GRAPH_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
+from fedctl_wire.manifest import (
+    BUNDLE_FILES,
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    BundleFile,
+    Manifest,
+)
 from fedctl_wire.messages import Plan, Policy, Progress, Result, TaskKind, TaskRequest, TaskState, job_seed
 from fedctl_wire.names import Name
 from fedctl_wire.signing import Envelope, PayloadType, sign
@@ -44,17 +51,24 @@ _WITH_RESULT_FILE = {TaskKind.TRAIN, TaskKind.STATS}
 
 
 @dataclass(frozen=True, slots=True)
+class _File:
+    """A bundle's file, and what the signed manifest says of it."""
+
+    name: str
+    path: str
+    listed: BundleFile
+    bundle: str  # for messages
+
+
+@dataclass(frozen=True, slots=True)
 class _Task:
-    """A task as verified: what was asked, by which plan and on which bundles, and what the device allows."""
+    """A task as verified: what was asked, in which files, and for which context of a trainer."""
 
     directory: Path
     request: TaskRequest
-    plan: Plan
-    plan_sha256: str
     device: Name
-    policy: EffectivePolicy
-    manifest: Manifest
-    base_manifest: Manifest | None
+    files: tuple[_File, ...]
+    context: JobContext
     key: Ed25519PrivateKey
 
 
@@ -88,15 +102,14 @@ def run_job(state: StateDir, task_dir: Path, *, trust: Trust, run: Callable[[Job
 
 
 def _work(state: StateDir, task: _Task, run: Callable[[JobContext], Outcome]) -> None:
-    output = task.directory / _RESULT_FILE
     try:
         _limit_memory(state)
-        with _progress(task.directory / "progress.jsonl") as progress:
-            _check_files(task)
-            outcome = run(_context(state, task, output, progress))
-        result = _result(task, outcome, _seal(output) if task.request.kind in _WITH_RESULT_FILE else None)
-        envelope = sign(encode(result), PayloadType.RESULT, task.key)
-        write_durably(task.directory / "result.json", envelope.to_bytes())
+        for file in task.files:
+            _check_file(file)
+        outcome = run(task.context)
+        sealed = _seal(task.context.output) if task.request.kind in _WITH_RESULT_FILE else None
+        envelope = sign(encode(_result(task, outcome, sealed)), PayloadType.RESULT, task.key)
+        write_durably(f"{task.directory}/result.json", envelope.to_bytes())
     except Exception as error:  # noqa: BLE001 - the boundary: whatever went wrong is this job's answer
         _fail(task.directory, error)
 
@@ -134,18 +147,27 @@ def _read_task(state: StateDir, task_dir: Path, trust: Trust) -> _Task:
         raise JobError(
             "policy", f"this device's policy does not allow {kind.value!r} tasks", state=TaskState.REFUSED
         )
-    has_base = kind is TaskKind.EVALUATE
+    bundles = {task_dir: _manifest(task_dir, request.bundle, trust)}
+    if kind is TaskKind.EVALUATE:
+        bundles[task_dir / _BASE] = _manifest(task_dir / _BASE, plan.base.sha256, trust)
     return _Task(
         directory=task_dir,
         request=request,
-        plan=plan,
-        plan_sha256=envelope.sha256,
         device=anchors.device,
-        policy=policy,
-        manifest=_manifest(task_dir, request.bundle, trust),
-        base_manifest=_manifest(task_dir / _BASE, plan.base.sha256, trust) if has_base else None,
+        files=tuple(_files(kind, bundles)),
+        context=_context(state, anchors.device, envelope.sha256, (request, plan), policy, bundles),
         key=_identity_key(trust),
     )
+
+
+def _files(kind: TaskKind, bundles: Mapping[Path, Manifest]) -> Iterator[_File]:
+    """The files that the job reads, to be held against the signed manifests before it does."""
+    # Only `golden` reads the golden batch, which is twice the size of the weights.
+    names = BUNDLE_FILES if kind is TaskKind.GOLDEN else (GRAPH_FILE, WEIGHTS_FILE)
+    for directory, manifest in bundles.items():
+        for name in names:
+            bundle = f"{manifest.model}@{manifest.model_version}"
+            yield _File(name, f"{directory}/{name}", manifest.files[name], bundle)
 
 
 def _identity_key(trust: Trust) -> Ed25519PrivateKey:
@@ -159,28 +181,38 @@ def _prepare(state: StateDir, task: _Task) -> None:
     """Have small files parsed here, where the parsed form stays; whatever is wrong the job will find."""
     from fedctl_agent.trainers.model import prepare_graph  # loads NumPy
 
-    prepare_graph(task.directory, task.manifest)
-    if task.base_manifest is not None:
-        prepare_graph(task.directory / _BASE, task.base_manifest)
+    context = task.context
+    prepare_graph(context.model_dir, context.manifest)
+    if context.base_dir is not None and context.base_manifest is not None:
+        prepare_graph(context.base_dir, context.base_manifest)
     with contextlib.suppress(JobError):
-        choose_source(state.sources, str(task.manifest.model))
+        choose_source(state.sources, str(context.manifest.model))
 
 
-def _context(state: StateDir, task: _Task, output: Path, progress: Callable[[Progress], None]) -> JobContext:
+def _context(
+    state: StateDir,
+    device: Name,
+    plan_sha256: str,
+    asked: tuple[TaskRequest, Plan],
+    policy: EffectivePolicy,
+    bundles: Mapping[Path, Manifest],
+) -> JobContext:
+    request, plan = asked
+    (model_dir, manifest), *base = bundles.items()
     return JobContext(
-        kind=task.request.kind,
-        plan=task.plan,
-        plan_sha256=task.plan_sha256,
-        manifest=task.manifest,
-        model_dir=task.directory,
-        base_dir=task.directory / _BASE if task.base_manifest else None,
-        base_manifest=task.base_manifest,
-        policy_min_examples=task.policy.min_examples,
-        share_metrics="metrics" in task.policy.share,
+        kind=request.kind,
+        plan=plan,
+        plan_sha256=plan_sha256,
+        manifest=manifest,
+        model_dir=model_dir,
+        base_dir=base[0][0] if base else None,
+        base_manifest=base[0][1] if base else None,
+        policy_min_examples=policy.min_examples,
+        share_metrics="metrics" in policy.share,
         sources_dir=state.sources,
-        seed=job_seed(task.plan.seed, task.device, task.request.kind),
-        output=output,
-        progress=progress,
+        seed=job_seed(plan.seed, device, request.kind),
+        output=model_dir / _RESULT_FILE,
+        progress=_ProgressFile(f"{model_dir}/progress.jsonl"),
     )
 
 
@@ -214,29 +246,15 @@ def _manifest(directory: Path, sha256: str, trust: Trust) -> Manifest:
     return manifest
 
 
-def _check_files(task: _Task) -> None:
-    """Refuse to work on files that are not the ones that the signed manifests list."""
-    # Only `golden` reads the golden batch, which is twice the size of the weights.
-    names = BUNDLE_FILES if task.request.kind is TaskKind.GOLDEN else (GRAPH_FILE, WEIGHTS_FILE)
-    bundles = [(task.directory, task.manifest)]
-    if task.base_manifest is not None:
-        bundles.append((task.directory / _BASE, task.base_manifest))
-    for directory, manifest in bundles:
-        for name in names:
-            _check_file(directory / name, manifest)
-
-
-def _check_file(path: Path, manifest: Manifest) -> None:
-    listed = manifest.files[path.name]
+def _check_file(file: _File) -> None:
+    """Refuse to work on a file that is not the one that the signed manifest lists."""
     try:
-        found = _digest(path)
+        found = _digest(file.path)
     except OSError as error:
-        raise _unreadable(path.name, error) from error
-    if found != (listed.sha256, listed.bytes):
+        raise _unreadable(file.name, error) from error
+    if found != (file.listed.sha256, file.listed.bytes):
         raise WireError(
-            f"{path.name} differs from the manifest of {manifest.model}@{manifest.model_version}",
-            code="hash",
-            subject=path.name,
+            f"{file.name} differs from the manifest of {file.bundle}", code="hash", subject=file.name
         )
 
 
@@ -245,11 +263,11 @@ def _unreadable(name: str, error: OSError) -> WireError:
     return WireError(f"{name} of the bundle cannot be read: {error.strerror}", code="hash", subject=name)
 
 
-def _digest(path: Path, *, sync: bool = False) -> tuple[str, int]:
+def _digest(path: Path | str, *, sync: bool = False) -> tuple[str, int]:
     """SHA-256 and size; by smaller blocks than `hashlib.file_digest`, whose buffer is all new memory."""
     digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
     view = memoryview(block)
-    with path.open("rb", buffering=0) as stream:
+    with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 - see `load_trainers` on what a job touches
         if sync:
             os.fsync(stream.fileno())
         while count := stream.readinto(block):
@@ -264,19 +282,22 @@ def _seal(output: Path) -> tuple[str, int]:
     return sealed
 
 
-@contextlib.contextmanager
-def _progress(path: Path) -> Iterator[Callable[[Progress], None]]:
-    """A function that appends lines to `path`; `seq` goes on where the last run of the task stopped."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "r+b", buffering=0) as stream:  # noqa: PTH123 - of a descriptor
-        seq = stream.read().count(b"\n")
+class _ProgressFile:
+    """Appends lines of progress to a file that the first of them opens; the job's end closes it."""
 
-        def append(progress: Progress) -> None:
-            nonlocal seq
-            seq += 1
-            stream.write(encode(replace(progress, seq=seq)) + b"\n")
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._seq = 0
 
-        yield append
+    def __call__(self, progress: Progress) -> None:
+        """Append a line; `seq` goes on where the last run of the task stopped."""
+        if self._descriptor is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, PRIVATE_FILE)
+            self._seq = os.read(self._descriptor, os.fstat(self._descriptor).st_size).count(b"\n")
+        self._seq += 1
+        os.write(self._descriptor, encode(replace(progress, seq=self._seq)) + b"\n")
 
 
 def _result(task: _Task, outcome: Outcome, sealed: tuple[str, int] | None) -> Result:
@@ -284,11 +305,11 @@ def _result(task: _Task, outcome: Outcome, sealed: tuple[str, int] | None) -> Re
 
     return Result(
         task_id=task.request.task_id,
-        round=task.plan.round,
+        round=task.context.plan.round,
         attempt=task.request.attempt,
         device=task.device,
         kind=task.request.kind,
-        plan=task.plan_sha256,
+        plan=task.context.plan_sha256,
         bundle=task.request.bundle,
         examples=outcome.examples,
         agent_version=__version__,
