@@ -175,7 +175,10 @@ def private_key_from_pem(data: bytes, *, what: str) -> Ed25519PrivateKey:
 
 def public_key(key: Ed25519PrivateKey) -> str:
     """The raw public key of a private key, 64 hex characters."""
-    return key.public_key().public_bytes_raw().hex()
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    # Not `public_bytes_raw`: a device may have the cryptography of its distribution, 38 on Debian 12.
+    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
 
 
 def key_id(public: str) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 from fedctl.core.durable import make_directory
 from fedctl.core.errors import ConfigError
 
-NEEDED: Mapping[str, str] = {"psutil": "5.9", "numpy": "1.24", "cryptography": "42", "h11": "0.14"}
+# The versions of Debian 12: a board whose architecture has no wheels lives from its distribution's packages.
+NEEDED: Mapping[str, str] = {"psutil": "5.9", "numpy": "1.24", "cryptography": "38", "h11": "0.14"}
 _COMPANIONS: Mapping[str, tuple[str, ...]] = {"cryptography": ("cffi", "pycparser")}
 _OLDEST_GLIBC_MINOR = {"x86_64": 5, "i686": 5}  # of manylinux tags; 17 on every other architecture
 _LEGACY_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}

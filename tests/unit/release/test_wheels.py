@@ -38,11 +38,13 @@ def test_what_the_device_can_import_new_enough_is_not_sent() -> None:
     assert wheels.missing(everything) == ()
     assert wheels.missing({**everything, "numpy": "1.23.5"}) == ("numpy",)
     assert wheels.missing({**everything, "numpy": "2.0.0rc1"}) == ()
+    bookworm = {"psutil": "5.9.4", "numpy": "1.24.2", "cryptography": "38.0.4", "h11": "0.14.0"}
+    assert wheels.missing(bookworm) == ()
 
 
 def test_an_old_cryptography_travels_with_its_own_cffi() -> None:
     found = wheels.missing(
-        {"psutil": "6", "numpy": "2", "h11": "0.16", "cryptography": "38.0.4", "cffi": "1.15"}
+        {"psutil": "6", "numpy": "2", "h11": "0.16", "cryptography": "3.4.8", "cffi": "1.15"}
     )
     assert found == ("cryptography", "cffi", "pycparser")
 
