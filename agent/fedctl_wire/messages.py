@@ -99,7 +99,7 @@ class Policy:
     serial: int
     allow: tuple[TaskKind, ...] = (TaskKind.GOLDEN, TaskKind.STATS, TaskKind.TRAIN, TaskKind.EVALUATE)
     min_examples: int = 20
-    share: tuple[str, ...] = ("metrics", "telemetry", "logs")
+    share: tuple[str, ...] = ("metrics", "telemetry", "logs", "data")
     access: str = "none"
     version: int = 1
 
@@ -188,6 +188,15 @@ class RoundRules:
 
 
 @dataclass(frozen=True, slots=True)
+class DataNeeds:
+    """What a plan asks of a device's data; a device whose source does not fit declines: `schema`."""
+
+    input_shape: tuple[int, ...]  # of one example; a sampled signal's is (channels, samples)
+    classes: int
+    features: tuple[str, ...] = ()  # names of the columns, in the model's order; (): any so many
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that a round, or one task outside a round, computes. Signed by the operator.
 
@@ -204,6 +213,7 @@ class Plan:
     holdout: Cohort
     train: TrainSettings | None = None
     rules: RoundRules | None = None
+    needs: DataNeeds | None = None  # None: the bundle says it, so only a device that has it can tell
     version: int = 1
 
 
@@ -329,6 +339,51 @@ class Health:
     boot_id: str
     device: str | None = None
     roster_serial: int = 0
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What the policy's word `data` lets out of one source: counts and times, never a reading."""
+
+    first: str | None  # time of the oldest row in use, RFC 3339, UTC; None: the source has no times
+    last: str | None
+    spacing_s: float | None  # between neighbouring rows, the median
+    gaps: int | None  # pauses longer than `gap_s`
+    gap_s: float | None
+    longest_gap_s: float | None
+    missing: dict[str, int]  # missing cells of each feature, where there are any
+    unreadable_rows: int
+    old_rows: int
+    unlabelled_rows: int
+    labels: dict[str, int] | None  # examples of each class; None below the policy's `min_examples`
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """One source of a device: how it would look to a model."""
+
+    source: str  # its file's name without .toml
+    kind: str | None = None  # None: the file cannot be read
+    features: tuple[str, ...] = ()  # columns; npz: the array's name
+    shape: tuple[int, ...] | None = None  # of one example
+    classes: tuple[str, ...] = ()  # words of the label column, if it holds words
+    rows: int = 0
+    examples: int = 0
+    training: int = 0  # of the examples
+    facts: SourceFacts | None = None  # None: the policy keeps them, or the data could not be read
+    error: Reason | None = None
+    extra: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """Answer of `GET /v1/data`."""
+
+    time: str  # by the device's clock, when its files were looked at
+    min_examples: int
+    sources: tuple[SourceReport, ...]
     extra: dict[str, Json] = field(default_factory=dict)
 
 
