@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedctl_graph.errors import GraphError
-from fedctl_graph.operators import OPERATORS, Array, Kernel, Real
+from fedctl_graph.operator_types import Array, Kernel, Real
+from fedctl_graph.operators import OPERATORS
 from fedctl_graph.program import Node, Program
 
 Parameters = Mapping[str, Array]
@@ -140,11 +141,9 @@ def _step(program: Program, node: Node, slots: Mapping[str, int], real: Real) ->
     constants = tuple(program.constants.get(name) for name in node.inputs)
     kernel = operator.bind(node.attributes, constants)(real)
     read = [slots[name] for i, name in enumerate(node.inputs) if i not in operator.constant_inputs]
-    return (
-        _unary(kernel, slots[node.output], *read)
-        if len(read) == 1
-        else _binary(kernel, slots[node.output], *read)
-    )
+    if len(read) > 2:
+        return _variadic(kernel, slots[node.output], read)
+    return (_unary if len(read) == 1 else _binary)(kernel, slots[node.output], *read)
 
 
 def _unary(kernel: Kernel, out: int, a: int) -> Step:
@@ -157,5 +156,12 @@ def _unary(kernel: Kernel, out: int, a: int) -> Step:
 def _binary(kernel: Kernel, out: int, a: int, b: int) -> Step:
     def step(values: Values) -> None:
         values[out] = kernel(values[a], values[b])
+
+    return step
+
+
+def _variadic(kernel: Kernel, out: int, read: Sequence[int]) -> Step:
+    def step(values: Values) -> None:
+        values[out] = kernel(*[values[slot] for slot in read])
 
     return step

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedctl_graph.errors import GraphError
-from fedctl_graph.operators import Array
+from fedctl_graph.operator_types import Array
 
 HISTOGRAM_BINS = 1024
 MARGIN_SCALE = 4.0  # bins are even in sigmoid(margin / 4): fine near 0, and rare classes still spread

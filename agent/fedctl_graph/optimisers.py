@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedctl_graph.errors import GraphError
-from fedctl_graph.operators import Array
+from fedctl_graph.operator_types import Array
 
 
 class Sgd:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fedctl_graph.errors import GraphError
-from fedctl_graph.operators import OPERATORS, OPSET, Attributes, Constant, Kind
+from fedctl_graph.operator_types import Attributes, Constant, Kind
+from fedctl_graph.operators import OPERATORS, OPSET
 
 T = TypeVar("T")
 

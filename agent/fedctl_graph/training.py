@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedctl_graph.errors import GraphError
 from fedctl_graph.interpreter import Graph, Parameters
 from fedctl_graph.metrics import NonFiniteError, Tally
-from fedctl_graph.operators import Array
+from fedctl_graph.operator_types import Array
 from fedctl_graph.optimisers import Sgd
 
 BLOCK_EXAMPLES = 1024  # bounds the memory of scaling and evaluation, not their results

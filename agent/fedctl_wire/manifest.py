@@ -22,6 +22,7 @@ MANIFEST_FILE = "manifest.dsse"
 WEIGHTS_FILE = "weights.safetensors"
 GRAPH_FILE = "train.json"
 GOLDEN_FILE = "golden.safetensors"
+CLASS_WEIGHTS = "class_weights"  # a tensor (classes,) of the loss's weights: local, set by the plan
 BUNDLE_FILES = (WEIGHTS_FILE, GRAPH_FILE, GOLDEN_FILE)
 
 

@@ -1,4 +1,4 @@
-"""What a builder hands over."""
+"""What a builder is asked for, and what it hands over."""
 
 from __future__ import annotations
 
@@ -10,6 +10,27 @@ from fedctl_wire.manifest import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolutions:
+    """The convolutions of a `cnn`."""
+
+    channels: tuple[int, ...]  # of each one's output
+    kernel: int = 5  # samples
+    pool: int = 2  # neighbours of which the largest goes on, after each convolution; 1: all do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A network as it was asked for; each builder refuses what it cannot make."""
+
+    builder: str
+    input_shape: tuple[int, ...]  # of one example: (features,), or (channels, samples)
+    classes: int
+    hidden: tuple[int, ...] = ()  # widths of the dense layers between
+    window: Convolutions | None = None
+    weighted: bool = False  # whether the loss takes a weight for each class
 
 
 @dataclass(frozen=True, slots=True)

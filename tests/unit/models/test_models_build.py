@@ -34,7 +34,7 @@ def test_an_mlp_has_a_weight_and_a_bias_a_layer_in_order() -> None:
     assert all(spec.trainable and not spec.local for spec in model.tensors)
     assert {name: w.shape for name, w in model.weights.items()} == {s.name: s.shape for s in model.tensors}
     assert (model.builder, model.input_shape, model.classes) == ("mlp", (9,), 3)
-    assert BUILDERS == ("mlp",)
+    assert BUILDERS == ("logreg", "mlp", "cnn")
 
 
 def test_first_weights_are_he_normal_and_biases_zero() -> None:
