@@ -6,6 +6,7 @@ by Typer only when it is the one to run.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -102,26 +103,34 @@ class Verb:
 
 
 class Noun:
-    """A first word with verbs of its own."""
+    """A first word with verbs of its own; those of other modules are imported when they are used."""
 
     def __init__(self, name: str, description: str) -> None:
         self._name = name
         self._description = description
-        self._verbs: dict[str, Verb] = {}
+        self._verbs: dict[str, tuple[str, Loader]] = {}
 
     def verb(self, name: str, *, examples: str) -> Callable[[_Function], _Function]:
         """Register a function as the command `name`."""
 
         def register(function: _Function) -> _Function:
-            self._verbs[name] = Verb(name, function, examples=examples)
+            verb = Verb(name, function, examples=examples)
+            self._verbs[name] = (verb.summary, verb.load)
             return function
 
         return register
 
+    def verb_elsewhere(self, name: str, summary: str, module: str) -> None:
+        """Register the command `name` that `module` has as its `verb`, with the first line of its help."""
+
+        def load() -> Any:
+            return importlib.import_module(module).verb.load()
+
+        self._verbs[name] = (summary, load)
+
     def load(self) -> Group:
         """The group of its verbs."""
-        members = {name: (verb.summary, verb.load) for name, verb in self._verbs.items()}
-        return Group(self._name, self._description, members)
+        return Group(self._name, self._description, self._verbs)
 
 
 def epilog(examples: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedctl.cli.output import Column, Details, Table, View, facts
 from fedctl.core.errors import ExitCode, FedctlError
+from fedctl.core.records import DeviceState
 from fedctl_wire.codec import Json, to_json
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def listed(devices: Sequence[Device]) -> View:
     columns = (
         Column("name"),
         Column("role"),
+        Column("state"),  # only where one is in maintenance
         Column("labels", drop=1),
         Column("agent", drop=3),
         Column("arch", drop=4),
@@ -35,6 +37,7 @@ def listed(devices: Sequence[Device]) -> View:
         (
             d.name,
             d.role,
+            d.state if d.state is not DeviceState.ENROLLED else None,
             _labels(d, leave_out="role"),
             d.agent_version,
             d.arch,
@@ -101,6 +104,25 @@ def labelled(devices: Sequence[Device]) -> View:
     rows: list[Json] = [{"name": device.name, "labels": device.labels} for device in devices]
     table = Table((Column("name"), Column("labels")), [(device.name, _labels(device)) for device in devices])
     return View({"devices": rows}, [table], rows, [device.name for device in devices], action=True)
+
+
+def noted(device: Device) -> View:
+    """A device's note as it is now."""
+    row: Json = {"name": device.name, "notes": device.notes}
+    sentence = f"{device.name}: {device.notes}" if device.notes else f"{device.name} has no note now"
+    return View({"device": row}, [[sentence]], [row], [device.name], action=True)
+
+
+def maintained(devices: Sequence[Device]) -> View:
+    """Devices with their state as it is now."""
+    rows: list[Json] = [{"name": device.name, "state": device.state} for device in devices]
+    table = Table((Column("name"), Column("state")), [(device.name, device.state) for device in devices])
+    return View({"devices": rows}, [table], rows, [device.name for device in devices], action=True)
+
+
+def left_out(names: Sequence[str]) -> Details:
+    """Who was chosen but is in maintenance."""
+    return Details([("left out", (f"{', '.join(names)} (in maintenance)",))] if names else [])
 
 
 def pinged(outcomes: Sequence[PingOutcome]) -> View:

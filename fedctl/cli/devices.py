@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedctl.cli import device_views as views
 from fedctl.cli.command import Noun, session_of
+from fedctl.cli.device_options import HostKey, Name, SshConfig, admin_login
 from fedctl.cli.options import (
-    BOTH_WHEELS,
     Labels,
+    Limit,
     Names,
     Parallel,
     RootKey,
@@ -27,76 +27,9 @@ from fedctl.cli.options import (
 from fedctl.cli.output import View
 from fedctl.core.errors import UsageError
 
-if TYPE_CHECKING:
-    from fedctl.cli.progress import Watcher
-    from fedctl.ops.devices import AdminLogin
-
 app = Noun("devices", "Add, list and remove wearables.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The device's name in the fleet.")]
-SshConfig = Annotated[
-    Path | None, typer.Option("-F", "--ssh-config", metavar="FILE", help="Your OpenSSH configuration to use.")
-]
-HostKey = Annotated[
-    str | None,
-    typer.Option("--accept-host-key", metavar="SHA256:…", help="Trust an unknown SSH host key like this."),
-]
-
-
-@app.verb(
-    "add",
-    examples="""
-    fedctl devices add watch-01 ssh://pi@192.0.2.41
-    fedctl devices add watch-01 ssh://pi@192.0.2.41 --label ward=3
-    fedctl devices add watch-02 ssh://pi@192.0.2.42:2222 --source recorder.toml
-    fedctl devices add watch-03 ssh://pi@192.0.2.43 --dry-run
-    fedctl devices add local unix:///run/fedctl-agent/agent.sock
-    """,
-)
-def add(  # noqa: PLR0913 - one parameter an option
-    ctx: typer.Context,
-    name: Name,
-    url: Annotated[str, typer.Argument(metavar="URL", help="ssh://[user@]host[:port] or unix://PATH.")],
-    *,
-    label: Annotated[
-        list[str] | None, typer.Option("-l", "--label", metavar="KEY=VALUE", help="A label to give it.")
-    ] = None,
-    source: Annotated[
-        Path | None, typer.Option("--source", metavar="FILE", help="TOML saying where its data is; copied.")
-    ] = None,
-    wheels: Annotated[
-        Path | None, typer.Option("--wheels", metavar="DIR", help="Take wheels from here, not an index.")
-    ] = None,
-    accept_host_key: HostKey = None,
-    ssh_config: SshConfig = None,
-    root_key: RootKey = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-) -> View:
-    """Install the agent on a device, enrol it and start it.
-
-    Run again, it changes only what is missing. With unix://PATH it enrols an agent that runs already.
-    Exit code 10: the device cannot carry an agent.
-    """
-    from fedctl.cli.progress import Watcher
-    from fedctl.core.selector import parse_label_changes
-    from fedctl.ops import devices, fleet
-
-    labels = {key: value for key, value in parse_label_changes(label or ()).items() if value is not None}
-    wanted = devices.NewDevice(name=name, url=url, labels=labels, source=source)
-    with writing() as store, Watcher(quiet=session_of(ctx).quiet) as watcher:
-        if fleet.both_wheels_installed():
-            watcher.note(BOTH_WHEELS)
-        result = devices.add(
-            store,
-            home(),
-            wanted,
-            admin=_admin(ssh_config, accept_host_key, watcher),
-            root_key=root_key,
-            wheels=wheels,
-            dry_run=dry_run,
-            observer=watcher,
-        )
-    return views.added(result)
+app.verb_elsewhere("add", "Install the agent on devices, enrol them and start them.", "fedctl.cli.device_add")
 
 
 @app.verb(
@@ -105,16 +38,16 @@ def add(  # noqa: PLR0913 - one parameter an option
     fedctl devices list
     fedctl devices list 'watch-*' -l ward=3
     fedctl devices list -o json
-    fedctl devices list -l role=holdout -o name
+    fedctl devices list -l 'ward in (3,4),role!=holdout' -o name
     """,
 )
-def list_(names: Names = None, *, label: Labels = None) -> View:
+def list_(names: Names = None, *, label: Labels = None, limit: Limit = None) -> View:
     """List the devices of the fleet, as they were at their last contact.
 
     Nothing is sent to a device: "fedctl devices ping" asks them.
     """
     with reading() as store:
-        return views.listed(selected(store, names, label))
+        return views.listed(selected(store, names, label, limit))
 
 
 @app.verb(
@@ -145,6 +78,7 @@ def label_(
     ],
     *,
     label: Labels = None,
+    limit: Limit = None,
 ) -> View:
     """Set or remove labels of devices.
 
@@ -153,12 +87,63 @@ def label_(
     from fedctl.core.selector import parse_label_changes
     from fedctl.ops import devices
 
-    names = [word for word in words if "=" not in word and not word.endswith("-")]
+    names = [word for word in words if word == "-" or ("=" not in word and not word.endswith("-"))]
     changes = parse_label_changes([word for word in words if word not in names])
     if not changes:
         raise _no_label(words[-1] if label or len(words) > 1 else None)
     with writing() as store:
-        return views.labelled(devices.label(store, chosen(store, names, label), changes))
+        return views.labelled(devices.label(store, chosen(store, names, label, limit), changes))
+
+
+@app.verb(
+    "note",
+    examples="""
+    fedctl devices note watch-01 'strap renewed, worn on the left'
+    fedctl devices note watch-01 ''
+    """,
+)
+def note(
+    name: Name,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="One line; '' takes the note away.")],
+) -> View:
+    """Write a note about a device, in place of the one it has; "fedctl devices show" shows it."""
+    from fedctl.ops import devices
+
+    with writing() as store:
+        return views.noted(devices.note(store, name, text))
+
+
+@app.verb(
+    "maintenance",
+    examples="""
+    fedctl devices maintenance watch-01 on
+    fedctl devices maintenance -l ward=3 on
+    fedctl devices maintenance 'watch-*' off
+    """,
+)
+def maintenance(
+    words: Annotated[list[str], typer.Argument(metavar="[NAMES]... on|off", help="Devices, then on or off.")],
+    *,
+    label: Labels = None,
+    limit: Limit = None,
+) -> View:
+    """Keep devices out of rounds and pushes for a while, or let them in again.
+
+    They stay enrolled, are shown with this state, and are still pinged and checked. A round that runs
+    already goes on with them.
+    """
+    from fedctl.ops import devices
+
+    *names, state = words
+    if state not in {"on", "off"}:
+        raise UsageError(
+            f"the last word is {state!r}, neither 'on' nor 'off'",
+            hint="for example: fedctl devices maintenance watch-01 on",
+            subject=state,
+        )
+    with writing() as store:
+        chosen_ones = chosen(store, names, label, limit)
+        return views.maintained(devices.maintenance(store, chosen_ones, on=state == "on"))
 
 
 @app.verb(
@@ -166,6 +151,7 @@ def label_(
     examples="""
     fedctl devices ping
     fedctl devices ping -l ward=3 --timeout 5
+    fedctl devices list -l ward=3 -o name | fedctl devices ping -
     fedctl devices ping -o jsonl
     """,
 )
@@ -174,6 +160,7 @@ def ping(
     names: Names = None,
     *,
     label: Labels = None,
+    limit: Limit = None,
     timeout: Timeout = 10.0,
     parallel: Parallel = 64,
 ) -> View:
@@ -188,7 +175,7 @@ def ping(
         outcomes = devices.ping(
             store,
             home(),
-            selected(store, names, label),
+            selected(store, names, label, limit),
             timeout_s=timeout,
             parallel=parallel,
             observer=watcher,
@@ -209,6 +196,7 @@ def remove(  # noqa: PLR0913 - one parameter an option
     names: Names = None,
     *,
     label: Labels = None,
+    limit: Limit = None,
     accept_host_key: HostKey = None,
     ssh_config: SshConfig = None,
     root_key: RootKey = None,
@@ -226,14 +214,14 @@ def remove(  # noqa: PLR0913 - one parameter an option
     from fedctl.ops import devices
 
     with writing() as store, Watcher(quiet=session_of(ctx).quiet) as watcher:
-        doomed = chosen(store, names, label)
+        doomed = chosen(store, names, label, limit)
         if not yes:
             _agree(f"Remove {', '.join(d.name for d in doomed)}?")
         outcomes = devices.remove(
             store,
             home(),
             doomed,
-            admin=_admin(ssh_config, accept_host_key, watcher),
+            admin=admin_login(ssh_config, accept_host_key, watcher),
             root_key=root_key,
             purge=purge,
             forget=forget,
@@ -258,14 +246,3 @@ def _agree(question: str) -> None:
         raise UsageError("nobody can be asked whether to remove", hint="say it with --yes", subject="--yes")
     if not confirm(question):
         raise typer.Abort
-
-
-def _admin(ssh_config: Path | None, accept_host_key: str | None, watcher: Watcher) -> AdminLogin:
-    from fedctl.ops.devices import AdminLogin
-
-    def ask(question: str) -> bool:
-        watcher.pause()
-        return confirm(question)
-
-    asker = ask if prompts() else None
-    return AdminLogin(ssh_config=ssh_config, accept_host_key=accept_host_key, ask=asker)

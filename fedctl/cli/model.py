@@ -9,7 +9,7 @@ import typer
 
 from fedctl.cli import model_views as views
 from fedctl.cli.command import Noun, session_of
-from fedctl.cli.options import Labels, Names, Parallel, chosen, home, integers, reading, writing
+from fedctl.cli.options import Labels, Limit, Names, Parallel, chosen, home, integers, reading, writing
 from fedctl.cli.output import View
 from fedctl.core.errors import UsageError
 
@@ -107,18 +107,19 @@ def push(
     names: Names = None,
     *,
     label: Labels = None,
+    limit: Limit = None,
     parallel: Parallel = 64,
 ) -> View:
     """Install a version on devices and make it their active one.
 
-    An upload that is cut goes on where it stopped when the command is run again. Exit code 3: some
-    devices failed. 4: none could be reached.
+    An upload that is cut goes on where it stopped when the command is run again. Devices in maintenance are
+    left out. Exit code 3: some devices failed. 4: none could be reached.
     """
     from fedctl.cli.progress import Watcher
     from fedctl.ops import models
 
     with writing() as store, Watcher(quiet=session_of(ctx).quiet) as watcher:
-        devices = chosen(store, names, label)
+        devices = chosen(store, names, label, limit)
         result = models.push(store, home(), model, devices, parallel=parallel, observer=watcher)
     return views.pushed(result)
 

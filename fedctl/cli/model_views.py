@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedctl.cli.device_views import error_json, exit_of, reasons, seconds, short
+from fedctl.cli.device_views import error_json, exit_of, left_out, reasons, seconds, short
 from fedctl.cli.output import Column, Table, View, facts
 from fedctl.cli.units import byte_count
 from fedctl_wire.codec import Json, to_json
@@ -114,8 +114,18 @@ def pushed(result: PushResult) -> View:
     ]
     installed = [o.device for o in result.outcomes if o.error is None]
     return View(
-        {"model": result.model, "version": result.version, "sha256": result.sha256, "devices": rows},
-        [Table(columns, cells), reasons([(o.device, o.error) for o in result.outcomes])],
+        {
+            "model": result.model,
+            "version": result.version,
+            "sha256": result.sha256,
+            "devices": rows,
+            "left_out": list(result.left_out),
+        },
+        [
+            Table(columns, cells),
+            reasons([(o.device, o.error) for o in result.outcomes]),
+            left_out(result.left_out),
+        ],
         rows,
         installed,
         action=len(installed) == len(result.outcomes),

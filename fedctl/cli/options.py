@@ -11,26 +11,36 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedctl.cli.screen import is_terminal
-from fedctl.core.errors import UsageError
+from fedctl.core.errors import NotFoundError, UsageError
 from fedctl.core.home import Home
 
 if TYPE_CHECKING:
     from fedctl.core.records import Device
+    from fedctl.core.selector import Selector
     from fedctl.store import ReadStore, Store
 
 _DAY_S = 24 * 3600
+_STDIN = "-"
+_STDIN_EXAMPLE = "for example: fedctl devices list -l ward=3 -o name | fedctl devices ping -"
 
 Names = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAMES]...", help="Devices, by name or glob such as 'watch-*'.", show_default=False
+        metavar="[NAMES]...", help="Devices, by name or glob such as 'watch-*'; - reads names from stdin."
     ),
 ]
 Labels = Annotated[
     list[str] | None,
     typer.Option(
-        "-l", "--label", metavar="KEY=VALUE", help="Only devices with this label; repeat to narrow."
+        "-l",
+        "--label",
+        metavar="CONDITIONS",
+        help="Only devices whose labels are so: k=v, k!=v, 'k in (a,b)', 'k notin (a,b)', k, '!k'; "
+        "commas and repeats narrow.",
     ),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many devices, by name.")
 ]
 RootKey = Annotated[
     Path | None,
@@ -77,16 +87,27 @@ def writing() -> Store:
     return Store.open(home())
 
 
-def selected(
-    store: ReadStore, names: Sequence[str] | None, label: Sequence[str] | None
-) -> tuple[Device, ...]:
-    """The devices that names, globs and labels mean; all of them where none is given."""
+def selector_of(
+    names: Sequence[str] | None, label: Sequence[str] | None, limit: int | None = None
+) -> Selector:
+    """What names, globs, labels and a limit mean; the name `-` stands for those on stdin."""
     from fedctl.core.selector import Selector
 
-    return Selector.parse(names or (), label or ()).select(store.devices())
+    words = names or ()
+    named = [word for word in words if word != _STDIN]
+    return Selector.parse([*named, *_names_on_stdin()] if _STDIN in words else named, label or (), limit)
 
 
-def chosen(store: ReadStore, names: Sequence[str] | None, label: Sequence[str] | None) -> tuple[Device, ...]:
+def selected(
+    store: ReadStore, names: Sequence[str] | None, label: Sequence[str] | None, limit: int | None = None
+) -> tuple[Device, ...]:
+    """The devices that names, globs and labels mean; all of them where none is given."""
+    return selector_of(names, label, limit).select(store.devices())
+
+
+def chosen(
+    store: ReadStore, names: Sequence[str] | None, label: Sequence[str] | None, limit: int | None = None
+) -> tuple[Device, ...]:
     """The selected devices, where something is changed: choosing nothing is not choosing all.
 
     Raises:
@@ -94,7 +115,23 @@ def chosen(store: ReadStore, names: Sequence[str] | None, label: Sequence[str] |
     """
     if not names and not label:
         raise UsageError("no device was named", hint="name devices, use -l KEY=VALUE, or '*' for all of them")
-    return selected(store, names, label)
+    return selected(store, names, label, limit)
+
+
+def _names_on_stdin() -> list[str]:
+    """The words on stdin, as `-o name` writes them.
+
+    Raises:
+        NotFoundError: There is none: nothing must not mean every device.
+        UsageError: They are no text.
+    """
+    try:
+        names = sys.stdin.read().split()
+    except UnicodeDecodeError:
+        raise UsageError("what is on stdin is no text", hint=_STDIN_EXAMPLE, subject=_STDIN) from None
+    if not names:
+        raise NotFoundError("stdin names no device", hint=_STDIN_EXAMPLE, subject=_STDIN)
+    return names
 
 
 def integers(words: Sequence[str], *, option: str) -> tuple[int, ...]:
@@ -124,7 +161,9 @@ def seconds_of(text: str, *, option: str) -> float:
         return float(text[:-1]) * factor if factor else float(text)
     except ValueError:
         raise UsageError(
-            f"{option} {text!r} is not a duration such as 90s, 10m or 1h", subject=option
+            f"{option} {text!r} is not a duration",
+            hint=f"for example: {option} 90s, 10m or 1h",
+            subject=option,
         ) from None
 
 

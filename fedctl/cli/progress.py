@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -69,6 +71,13 @@ class Watcher:
             live, self._live = self._live, None
             if live is not None:
                 live.stop()
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Keep the terminal free of live lines and notes, for a question; other threads wait meanwhile."""
+        with self._lock:
+            self.pause()
+            yield
 
     def forget(self) -> None:
         """Start with no devices again: another round begins."""

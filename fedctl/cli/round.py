@@ -8,7 +8,7 @@ import typer
 
 from fedctl.cli import round_views as views
 from fedctl.cli.command import Noun, session_of
-from fedctl.cli.options import Labels, Names, home, reading, seconds_of, writing
+from fedctl.cli.options import Labels, Names, home, reading, seconds_of, selector_of, writing
 from fedctl.cli.output import View
 
 app = Noun("round", "Train a model on the devices' own data.")
@@ -19,6 +19,9 @@ Model = Annotated[
 ]
 RoundNumber = Annotated[
     int | None, typer.Argument(metavar="[ROUND]", max=_MOST, help="A round's number.", show_default=False)
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many train, by name.")
 ]
 Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds to run.")]
 Until = Annotated[
@@ -64,6 +67,7 @@ def start(  # noqa: PLR0913 - one parameter an option
     names: Names = None,
     *,
     label: Labels = None,
+    limit: Limit = None,
     rounds: Rounds = 1,
     until: Until = None,
     local_epochs: LocalEpochs = None,
@@ -82,11 +86,11 @@ def start(  # noqa: PLR0913 - one parameter an option
     """Run rounds: devices train on their own data, their updates become the next version.
 
     An unfinished round of the model is finished first. It may be killed at any moment; "fedctl round resume"
-    goes on. Exit code 6: quorum, gate or target not met. 7: another run has the model.
+    goes on. Devices in maintenance are left out. Exit code 6: quorum, gate or target not met. 7: another run
+    has the model.
     """
     from fedctl.cli.progress import Watcher
     from fedctl.core.plan import RoundWishes
-    from fedctl.core.selector import Selector
     from fedctl.ops import rounds as operations
 
     wishes = RoundWishes(
@@ -108,7 +112,7 @@ def start(  # noqa: PLR0913 - one parameter an option
             store,
             home(),
             model,
-            Selector.parse(names or (), label or ()),
+            selector_of(names, label, limit),
             wishes=wishes,
             rounds=rounds,
             skip_if_running=skip_if_running,

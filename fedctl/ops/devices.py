@@ -7,13 +7,13 @@ device that is not reached now gets it at its next contact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedctl.core.errors import FedctlError
+from fedctl.core.errors import FedctlError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
-from fedctl.core.records import Device
+from fedctl.core.records import Device, DeviceState
 from fedctl.ops.contact import greet
 from fedctl.ops.enrolment.add import Addition, AddResult, AdminLogin, add_agents
 from fedctl.ops.enrolment.enrol import NewDevice
@@ -34,10 +34,13 @@ __all__ = [
     "add",
     "add_local",
     "label",
+    "maintenance",
+    "note",
     "ping",
     "remove",
 ]
 
+_NOTE_CHARS = 500
 _OWN_LOGIN = AdminLogin()  # the user's own OpenSSH configuration, nobody asked
 
 
@@ -85,10 +88,11 @@ def add(
         DeviceError: It cannot carry an agent, or a step failed there.
         ConfigError: Keys, wheels, disk or database.
     """
+    checked_note(device.note or "")
     addition = Addition.of(store, home, device, root_key=root_key, dry_run=dry_run, observer=observer)
     if addition.endpoint.scheme == "unix":
-        return addition.at_socket()
-    return addition.over_ssh(admin, wheels)
+        return _with_note(store, device, addition.at_socket())
+    return _with_note(store, device, addition.over_ssh(admin, wheels))
 
 
 def add_local(
@@ -110,6 +114,51 @@ def label(store: Store, devices: Sequence[Device], changes: Mapping[str, str | N
             store.add_event(
                 actor=actor(), verb="device.label", subject=device.name, detail={"changes": dict(changes)}
             )
+        return tuple(store.device(device.name) for device in devices)
+
+
+def checked_note(text: str) -> str:
+    """A note of one printable line.
+
+    Raises:
+        UsageError: It is longer, or has characters that could steer a terminal.
+    """
+    if len(text) > _NOTE_CHARS or not text.isprintable():
+        raise UsageError(
+            f"a note is one line of at most {_NOTE_CHARS} printable characters",
+            hint="shorten it, and leave out line breaks and control characters",
+            subject=text[:40],
+        )
+    return text
+
+
+def note(store: Store, name: str, text: str) -> Device:
+    """Replace what a person wrote about a device; returns the device as it is now.
+
+    Raises:
+        NotFoundError: There is no such device.
+        UsageError: The note is too long, or no printable line.
+    """
+    with store.transaction():
+        if store.device(name).notes != checked_note(text):
+            store.set_device_notes(name, text)
+            store.add_event(actor=actor(), verb="device.note", subject=name, detail={"note": text})
+        return store.device(name)
+
+
+def maintenance(store: Store, devices: Sequence[Device], *, on: bool) -> tuple[Device, ...]:
+    """Keep devices out of rounds and pushes, or let them in again; returns them as they are now.
+
+    A round that is under way keeps the devices that it began with.
+    """
+    state = DeviceState.MAINTENANCE if on else DeviceState.ENROLLED
+    with store.transaction():
+        for device in devices:
+            if store.device(device.name).state is not state:
+                store.set_device_state(device.name, state)
+                store.add_event(
+                    actor=actor(), verb="device.maintenance", subject=device.name, detail={"on": on}
+                )
         return tuple(store.device(device.name) for device in devices)
 
 
@@ -196,6 +245,17 @@ def _connect(home: Home, device: Device, timeout_s: float) -> AgentClient:
         login_key=login_path(home),
         timeout_s=timeout_s,
     )
+
+
+def _with_note(store: Store, wanted: NewDevice, result: AddResult) -> AddResult:
+    """Give the device its note, where that is another one."""
+    before = result.device.notes if result.device else ""
+    if wanted.note is None or wanted.note == before:
+        return result
+    if result.dry_run:
+        return replace(result, steps=(*result.steps, "set its note"))
+    device = note(store, result.name, wanted.note)
+    return replace(result, device=device, changed=True, steps=(*result.steps, "have set its note"))
 
 
 def _record_answers(store: Store, outcomes: Iterable[PingOutcome]) -> None:

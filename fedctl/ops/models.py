@@ -20,6 +20,7 @@ from fedctl.core.home import Home
 from fedctl.core.model_records import Deployment, ModelVersion, VersionState
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
+from fedctl.core.selector import without_maintenance
 from fedctl.ops.fleet import actor
 from fedctl.store import ReadStore, Store
 from fedctl.store.lock import hold_lock
@@ -82,6 +83,7 @@ class PushResult:
     version: int
     sha256: str
     outcomes: tuple[PushOutcome, ...]
+    left_out: tuple[str, ...] = ()  # in maintenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +225,10 @@ def push(
     """Install a version on devices, concurrently, and make it their active one.
 
     A device that fails is an outcome, not an exception; an upload that was cut goes on at its next push.
+    Devices in maintenance are left out.
 
     Raises:
+        NotFoundError: All of the devices are in maintenance.
         ConfigError: A file of the bundle cannot be read.
         TrustError: The bundle is not what the operator signed.
     """
@@ -233,6 +237,7 @@ def push(
 
     version = resolve(store, reference)
     bundle = _bundle(store, home, version, check_files=True)
+    devices, left_out = without_maintenance(devices)
 
     def install(device: Device) -> PushOutcome:
         return _install(session, device, bundle, observer)
@@ -250,6 +255,7 @@ def push(
         version=version.version,
         sha256=bundle.sha256,
         outcomes=tuple(sorted(outcomes, key=lambda o: o.device)),
+        left_out=tuple(device.name for device in left_out),
     )
     _record_push(store, result)
     return result

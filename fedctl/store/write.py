@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedctl.core.clock import SYSTEM_CLOCK, Clock, rfc3339
 from fedctl.core.errors import ConfigError, LockedError, UsageError, reason_of
 from fedctl.core.home import Home
-from fedctl.core.records import Device, Fleet
+from fedctl.core.records import Device, DeviceState, Fleet
 from fedctl.store import rows, schema, statements
 from fedctl.store.connect import (
     bring_up_to_date,
@@ -134,6 +134,26 @@ class Store(ReadStore):
                 self._write("DELETE FROM device_label WHERE device = ? AND key = ?", [device, key])
                 if value is not None:
                     self._write("INSERT INTO device_label VALUES (?, ?, ?)", [device, key, value])
+
+    def set_device_state(self, device: str, state: DeviceState) -> None:
+        """Set whether the device works or is in maintenance; `remove_device` removes it.
+
+        Raises:
+            NotFoundError: When the device is not enrolled.
+        """
+        with self.transaction():
+            self.device(device)
+            self._write("UPDATE device SET state = ? WHERE name = ?", [state, device])
+
+    def set_device_notes(self, device: str, notes: str) -> None:
+        """Replace what a person wrote about the device.
+
+        Raises:
+            NotFoundError: When the device is not enrolled.
+        """
+        with self.transaction():
+            self.device(device)
+            self._write("UPDATE device SET notes = ? WHERE name = ?", [notes, device])
 
     def set_device_seen(
         self,

@@ -32,6 +32,7 @@ class NewDevice:
     url: str  # unix://PATH or ssh://[user@]host[:port]
     labels: Mapping[str, str] = field(default_factory=dict)
     source: Path | None = None  # a source TOML, copied to the device on first add; ssh only
+    note: str | None = None  # None: it keeps the one it has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +184,7 @@ def _store(store: Store, candidate: Candidate, entry: RosterDevice, now: str) ->
         arch=candidate.known.arch,
         python=candidate.known.python,
         agent_version=candidate.agent_version,
-        state=DeviceState.ENROLLED,
+        state=again.state if again else DeviceState.ENROLLED,
         enrolled_at=entry.enrolled_at,
         last_seen=now,
         facts=dict(candidate.known.facts),

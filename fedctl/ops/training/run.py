@@ -13,7 +13,7 @@ from fedctl.core.plan import RoundWishes, quorum_of, round_plan
 from fedctl.core.progress import Note, Observer, RoundEnded, RoundStarted
 from fedctl.core.records import Device, Role
 from fedctl.core.round_records import Round, RoundDevice, RoundPhase, RoundSummary, Stage
-from fedctl.core.selector import Selector
+from fedctl.core.selector import Selector, without_maintenance
 from fedctl.core.until import Until
 from fedctl.ops.models import resolve
 from fedctl.ops.session import FleetSession
@@ -57,6 +57,7 @@ class Run:
 
     def carry_out(self, reference: str, until: Until | None) -> tuple[list[RoundSummary], bool | None]:
         """Run the rounds; the second value says whether `until` was met, None without it."""
+        self._say_who_is_left_out()
         base = self._base(reference)
         summaries: list[RoundSummary] = []
         for number in range(1, self._rounds + 1):
@@ -88,8 +89,9 @@ class Run:
         )
 
     def _cohort(self) -> tuple[tuple[Device, ...], tuple[Device, ...]]:
-        chosen = self._selector.select(self._store.devices())
-        train = tuple(device for device in chosen if device.role is Role.TRAIN)
+        """The devices that train, up to the selector's limit, and all that only evaluate."""
+        chosen, _ = without_maintenance(self._selector.matches(self._store.devices()))
+        train = self._selector.first(tuple(device for device in chosen if device.role is Role.TRAIN))
         if not train:
             raise NotFoundError(
                 "the selector matches no device that trains",
@@ -97,6 +99,11 @@ class Run:
                 subject="selector",
             )
         return train, tuple(device for device in chosen if device.role is Role.HOLDOUT)
+
+    def _say_who_is_left_out(self) -> None:
+        _, left_out = without_maintenance(self._selector.matches(self._store.devices()))
+        if left_out:
+            self._observer(Note(f"left out, in maintenance: {', '.join(d.name for d in left_out)}"))
 
     def _plan(self, base: Bundle, seed: int) -> Round:
         """Sign the plan and record the round with its devices, as one step."""
