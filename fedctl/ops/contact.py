@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from fedctl.core.errors import TrustError
 from fedctl.core.home import Home
 from fedctl.core.records import Device
+from fedctl.ops.authority import operator_identity
 from fedctl.ops.roster import stored_roster
-from fedctl.transport import AgentClient
+from fedctl.release.keys import login_path
+from fedctl.transport import DEFAULT_TIMEOUT_S, AgentClient, connect
 from fedctl_wire.messages import Health
+from fedctl_wire.signing import key_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,24 @@ class Contact:
     health: Health
     round_trip_ms: float
     roster_pushed: bool  # it held an older one
+
+
+def reach(home: Home, device: Device, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> AgentClient:
+    """A client of an enrolled device with all that its row and the home's keys say of the way there.
+
+    Raises:
+        ConfigError: It is reached over HTTPS and the operator's key or certificate is missing.
+    """
+    https = device.url.startswith("https:")
+    return connect(
+        device=device.name,
+        url=device.url,
+        host_key=device.host_key,
+        login_key=login_path(home),
+        pin=key_id(device.identity_key),
+        identity=operator_identity(home) if https else None,
+        timeout_s=timeout_s,
+    )
 
 
 def greet(client: AgentClient, device: Device, home: Home, *, roster_serial: int) -> Contact:

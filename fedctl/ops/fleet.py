@@ -14,7 +14,14 @@ from pathlib import Path
 from fedctl.core.errors import ConfigError, reason_of
 from fedctl.core.home import Home
 from fedctl.core.records import Fleet
-from fedctl.release.keys import ROOT_FILE, create_keys, load_operator, load_root
+from fedctl.ops.authority import fleet_root
+from fedctl.release.keys import (
+    ROOT_FILE,
+    create_keys,
+    load_operator,
+    load_root,
+    operator_certificate_path,
+)
 from fedctl.store import Store
 from fedctl_wire.signing import public_key
 
@@ -34,7 +41,8 @@ class InitResult:
 def init(home: Home, *, root_key: Path | None = None, demo: bool = False) -> InitResult:
     """Make the fleet: home directory (0700), keys, state database. A second call changes nothing.
 
-    An `init` that was killed half-way is completed. Two at once are one after the other.
+    It only makes the operator's certificate where that is missing and the root key is at hand. An `init`
+    that was killed half-way is completed. Two at once are one after the other.
 
     Args:
         home: Where the fleet lives.
@@ -55,6 +63,7 @@ def init(home: Home, *, root_key: Path | None = None, demo: bool = False) -> Ini
             leftover.unlink()
         keys = create_keys(home, root_key)
         fleet = Fleet(str(uuid.uuid4()), keys.root, keys.operator, roster_serial=0, demo=demo)
+        fleet_root(home, fleet, root_key)
         with Store.create(home, fleet) as store:
             _record(store, fleet)
         return InitResult(
@@ -93,6 +102,8 @@ def _confirm(home: Home, root_key: Path | None, *, demo: bool) -> InitResult:
         path = root_key or home.keys / ROOT_FILE
         if root_key is not None:
             _check_root(home, root_key, fleet)
+        if path.exists() and not operator_certificate_path(home).exists():
+            fleet_root(home, fleet, path)
         if not store.events(limit=1):
             _record(store, fleet)
     return InitResult(

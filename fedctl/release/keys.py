@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROOT_FILE = "root"
 OPERATOR_FILE = "operator"
+OPERATOR_CERTIFICATE_FILE = "operator.crt"
 LOGIN_FILE = "login"
 LOGIN_PUBLIC_FILE = "login.pub"
 LOGIN_COMMENT = "fedctl"  # the last word of the line in authorized_keys
@@ -83,6 +84,16 @@ def load_operator(home: Home, *, expected: str | None = None) -> Ed25519PrivateK
     """
     hint = "restore it from a backup of the home directory"
     return _load_expected(home.keys / OPERATOR_FILE, expected, "operator", hint=hint)
+
+
+def operator_path(home: Home) -> Path:
+    """The operator's private key, PKCS#8 PEM."""
+    return home.keys / OPERATOR_FILE
+
+
+def operator_certificate_path(home: Home) -> Path:
+    """The operator's certificate, PEM: made when the root key is at hand, needed for HTTPS."""
+    return home.keys / OPERATOR_CERTIFICATE_FILE
 
 
 def login_path(home: Home) -> Path:

@@ -6,8 +6,10 @@ Pure: times and serials come in as arguments, envelopes come out.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fedctl.release.certificates import Authority, Certificate
 from fedctl_wire.codec import encode
 from fedctl_wire.messages import (
     Enrolment,
@@ -35,7 +37,9 @@ def sign_roster(
     devices: Iterable[RosterDevice],
     root_key: Ed25519PrivateKey,
 ) -> Envelope:
-    """Sign the list of everyone in the fleet; devices are put in the order of their names.
+    """Sign the list of everyone in the fleet, each with the hash of the certificate that the root gives it.
+
+    Devices are put in the order of their names.
 
     Args:
         fleet: The fleet's uuid.
@@ -45,12 +49,15 @@ def sign_roster(
         devices: Every enrolled device.
         root_key: The fleet's private root key.
     """
+    authority = Authority(root_key, fleet)
+    certified = [replace(d, certificate=_device_certificate(authority, d).sha256) for d in devices]
+    operator = authority.operator(OPERATOR_NAME, operator_key)
     roster = Roster(
         fleet=fleet,
         serial=serial,
         issued_at=issued_at,
-        operators=(RosterOperator(Name(OPERATOR_NAME), operator_key),),
-        devices=tuple(sorted(devices, key=lambda device: device.name)),
+        operators=(RosterOperator(Name(OPERATOR_NAME), operator_key, operator.sha256),),
+        devices=tuple(sorted(certified, key=lambda device: device.name)),
     )
     return sign(encode(roster), PayloadType.ROSTER, root_key)
 
@@ -63,7 +70,9 @@ def sign_policy(policy: Policy, root_key: Ed25519PrivateKey) -> Envelope:
 def enrolment_request(
     *, fleet: str, device: RosterDevice, roster: Envelope, root_key: Ed25519PrivateKey
 ) -> EnrolmentRequest:
-    """The body that makes `device` a member of `fleet`: enrolment, roster and the first policy.
+    """The body that makes `device` a member of `fleet`: enrolment, roster, first policy and certificates.
+
+    Every device gets certificates, however it is reached now: it may listen for HTTPS later.
 
     Args:
         fleet: The fleet's uuid.
@@ -79,9 +88,21 @@ def enrolment_request(
         enrolled_at=device.enrolled_at,
     )
     policy = Policy(fleet=fleet, device=device.name, serial=device.serial)
+    authority = Authority(root_key, fleet)
     return EnrolmentRequest(
         root_key=public_key(root_key),
         enrolment=sign(encode(enrolment), PayloadType.ENROLMENT, root_key).to_json(),
         roster=roster.to_json(),
         policy=sign_policy(policy, root_key).to_json(),
+        certificate=_device_certificate(authority, device).pem,
+        authority=authority.certificate().pem,
     )
+
+
+def operator_certificate(fleet: str, operator_key: str, root_key: Ed25519PrivateKey) -> Certificate:
+    """The operator's certificate, as the roster names it."""
+    return Authority(root_key, fleet).operator(OPERATOR_NAME, operator_key)
+
+
+def _device_certificate(authority: Authority, device: RosterDevice) -> Certificate:
+    return authority.device(device.name, device.key, serial=device.serial, enrolled_at=device.enrolled_at)

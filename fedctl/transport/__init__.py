@@ -1,8 +1,8 @@
-"""How the workstation reaches an agent: Unix sockets and SSH, one client over both.
+"""How the workstation reaches an agent: Unix sockets, SSH and HTTPS, one client over all.
 
 `connect` gives an `AgentClient` for one device, `sweep` works on many devices at once, and
 `open_admin` logs in as the person's own account to install or remove an agent. Importing this package loads
-neither paramiko nor httpx; the first connection does.
+none of paramiko, httpx and ssl; the first connection does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedctl.core.errors import UsageError
 from fedctl.transport.admin import AdminSession, Completed, open_admin
-from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, Traffic, Transport
+from fedctl.transport.base import DEFAULT_TIMEOUT_S, ClientIdentity, Endpoint, Traffic, Transport
 from fedctl.transport.client import AgentClient
 from fedctl.transport.pool import retrying, sweep
 
@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_TIMEOUT_S",
     "AdminSession",
     "AgentClient",
+    "ClientIdentity",
     "Completed",
     "Endpoint",
     "Traffic",
@@ -35,21 +36,32 @@ def connect(
     url: str,
     host_key: str | None = None,
     login_key: Path | None = None,
+    pin: str | None = None,
+    identity: ClientIdentity | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> AgentClient:
     """A client of one device's agent; the connection is made by its first call.
 
     Args:
         device: The device's name, which every error carries.
-        url: `unix:///PATH` or `ssh://[user@]host[:port]`.
+        url: `unix:///PATH`, `ssh://[user@]host[:port]` or `https://host[:port]`.
         host_key: SSH: the pinned key, `ssh-ed25519 AAAA…`.
         login_key: SSH: the fleet's login key, an unencrypted OpenSSH private key file.
+        pin: HTTPS: the SHA-256 of the device's raw public identity key, hex.
+        identity: HTTPS: what the workstation shows; None before the first enrolment.
         timeout_s: How long one call may take; transfers get more by their size, long polls by their wait.
 
     Raises:
-        UsageError: When the URL is not one of these, or SSH lacks the host key or the login key.
+        UsageError: When the URL is not one of these, SSH lacks the host key or the login key, or HTTPS
+            the pin.
     """
     endpoint = Endpoint.parse(url)
+    if endpoint.scheme == "https":
+        from fedctl.transport.https import HttpsTransport
+
+        if pin is None:
+            raise UsageError(f"device {device} is reached by HTTPS but has no pinned key", subject=device)
+        return AgentClient(HttpsTransport(device, endpoint, pin=pin, identity=identity), timeout_s=timeout_s)
     return AgentClient(_transport(device, endpoint, host_key, login_key), timeout_s=timeout_s)
 
 

@@ -10,6 +10,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -22,14 +23,15 @@ MAX_STREAMS = 4  # a device; OpenSSH's MaxSessions is 10 and others may be logge
 # No leading '-': a host that ssh would read as an option is refused before any program sees it.
 _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9._:%-]*")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]*\$?")
-_FORMS = "use unix:///absolute/path or ssh://[user@]host[:port]"
+_FORMS = "use unix:///absolute/path, ssh://[user@]host[:port] or https://host[:port]"
+HTTPS_PORT = 7443  # where agents listen unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A parsed device URL. `path` is only set for `unix`, the others only for `ssh`."""
+    """A parsed device URL. `path` is only set for `unix`, `user` only for `ssh`; `https` has a port."""
 
-    scheme: str  # "unix" or "ssh"
+    scheme: str  # "unix", "ssh" or "https"
     user: str | None = None
     host: str = ""
     port: int | None = None
@@ -37,7 +39,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Parse `unix:///PATH` or `ssh://[user@]host[:port]`.
+        """Parse `unix:///PATH`, `ssh://[user@]host[:port]` or `https://host[:port]`.
 
         Raises:
             UsageError: When the URL has another form, e.g. a relative path, a password or an option.
@@ -56,6 +58,8 @@ class Endpoint:
         named = _HOST.fullmatch(host) and (user is None or _USER.fullmatch(user))
         if parts.scheme == "ssh" and named and parts.path in {"", "/"}:
             return cls("ssh", user=user, host=host, port=port)
+        if parts.scheme == "https" and named and user is None and parts.path in {"", "/"}:
+            return cls("https", host=host, port=port or HTTPS_PORT)
         raise UsageError(f"device URL {url!r} is not valid", hint=_FORMS, subject=url)
 
     @property
@@ -65,12 +69,20 @@ class Endpoint:
             return f"unix://{quote(self.path)}"
         host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
         user = f"{self.user}@" if self.user else ""
-        return f"ssh://{user}{host}{'' if self.port is None else f':{self.port}'}"
+        return f"{self.scheme}://{user}{host}{'' if self.port is None else f':{self.port}'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIdentity:
+    """The files, PEM, with which the workstation says over TLS who it is."""
+
+    certificate: Path
+    key: Path
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of HTTP so far, headers included, before SSH's own framing."""
+    """Bytes of HTTP so far, headers included, before the framing of SSH or TLS."""
 
     bytes_up: int = 0  # device to workstation
     bytes_down: int = 0  # workstation to device

@@ -11,7 +11,9 @@ import pytest
 
 from fedctl.core.errors import ConfigError, TrustError
 from fedctl.core.home import Home
+from fedctl.ops.authority import fleet_root, operator_identity
 from fedctl.ops.fleet import both_wheels_installed, init
+from fedctl.release.keys import operator_certificate_path
 from fedctl.store import Store
 
 
@@ -25,7 +27,8 @@ def test_it_makes_home_keys_database_and_an_event(home: Home) -> None:
     assert result.created
     assert result.root_key == home.keys / "root"
     assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
-    assert sorted(p.name for p in home.keys.iterdir()) == ["login", "login.pub", "operator", "root"]
+    names = ["login", "login.pub", "operator", "operator.crt", "root"]
+    assert sorted(p.name for p in home.keys.iterdir()) == names
     with Store.open(home) as store:
         assert store.fleet() == result.fleet
         (event,) = store.events()
@@ -129,3 +132,34 @@ def test_both_wheels_in_one_environment_are_noticed(tmp_path: Path, monkeypatch:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fedctl-agent\nVersion: 0.1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert both_wheels_installed()
+
+
+# ------------------------------------------------------------------ the operator's certificate
+
+
+def test_a_home_from_before_https_gets_the_operators_certificate_when_the_root_is_at_hand(
+    home: Home, tmp_path: Path
+) -> None:
+    stick = tmp_path / "usb" / "root"
+    fleet = init(home, root_key=stick).fleet
+    path = operator_certificate_path(home)
+    made = path.read_bytes()
+    path.unlink()
+    init(home)  # the root is elsewhere, and nobody said where
+    with pytest.raises(ConfigError, match=r"certificate .* is missing: without it") as error:
+        operator_identity(home)
+    assert error.value.code == "no_certificate"
+    assert "fedctl init --root-key" in error.value.hint
+    init(home, root_key=stick)
+    assert path.read_bytes() == made
+    assert operator_identity(home).certificate == path
+    path.write_bytes(b"a certificate of another home")
+    fleet_root(home, fleet, stick)  # as every command does that adds or removes a device
+    assert path.read_bytes() == made
+
+
+def test_an_operator_key_that_others_can_read_is_shown_to_no_device(home: Home) -> None:
+    init(home)
+    (home.keys / "operator").chmod(0o644)
+    with pytest.raises(ConfigError, match="can be read by others"):
+        operator_identity(home)

@@ -24,6 +24,8 @@ from fedctl.transport import Endpoint, connect
         ("ssh://Watch-1", Endpoint("ssh", host="Watch-1")),  # OpenSSH's aliases have cases
         ("ssh://pi@[2001:DB8::1]", Endpoint("ssh", user="pi", host="2001:DB8::1")),
         ("ssh://pi@[fe80::1%25eth0]:22", Endpoint("ssh", user="pi", host="fe80::1%eth0", port=22)),
+        ("https://watch", Endpoint("https", host="watch", port=7443)),
+        ("https://[::1]:8443/", Endpoint("https", host="::1", port=8443)),
         ("ssh://pi@[fe80::1%eth0]:22", Endpoint("ssh", user="pi", host="fe80::1%eth0", port=22)),
     ],
 )
@@ -39,7 +41,11 @@ def test_parses(url: str, expected: Endpoint) -> None:
         "/run/agent.sock",
         "unix://relative/agent.sock",
         "unix:///",
-        "https://watch",
+        "https://",
+        "https://pi@watch",
+        "https://watch:0",
+        "https://watch/v1",
+        "http://watch",
         "ssh://",
         "ssh://pi:secret@watch",
         "ssh://pi@watch:99999",
