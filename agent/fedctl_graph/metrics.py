@@ -40,6 +40,10 @@ class Tally:
     loss_sum: float = 0.0
     correct: int = 0
     _histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, HISTOGRAM_BINS), np.int64))
+    _classes: NDArray[np.int64] = field(init=False)  # (3, classes): examples, taken for it, rightly so
+
+    def __post_init__(self) -> None:
+        self._classes = np.zeros((3, self.classes), np.int64)
 
     def add(self, loss: float, logits: Array, y: NDArray[np.int64]) -> None:
         """Count one batch.
@@ -58,7 +62,10 @@ class Tally:
             raise NonFiniteError("its loss or a logit is not finite")
         self.examples += len(y)
         self.loss_sum += loss * len(y)
-        self.correct += int((logits.argmax(axis=1) == y).sum())
+        predicted = logits.argmax(axis=1)
+        hits = y[predicted == y]
+        self.correct += len(hits)
+        self._classes += [np.bincount(labels, minlength=self.classes) for labels in (y, predicted, hits)]
         if self.classes == 2:
             self._histogram += score_histogram(logits[:, 1] - logits[:, 0], y)
 
@@ -72,6 +79,12 @@ class Tally:
             return None
         bins = np.flatnonzero(self._histogram.any(axis=0))
         return tuple(map(tuple, np.column_stack((bins, self._histogram[:, bins].T)).tolist()))
+
+    @property
+    def class_counts(self) -> tuple[tuple[int, ...], ...]:
+        """Rows (class, its examples, how many were taken for it, rightly) of the classes that occur."""
+        present = np.flatnonzero(self._classes.any(axis=0))
+        return tuple(map(tuple, np.column_stack((present, self._classes[:, present].T)).tolist()))
 
 
 class NonFiniteError(GraphError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,25 +13,32 @@ from fedctl_graph.errors import GraphError
 from fedctl_graph.interpreter import Graph, Parameters
 from fedctl_graph.metrics import NonFiniteError, Tally
 from fedctl_graph.operator_types import Array
-from fedctl_graph.optimisers import Sgd
+from fedctl_graph.optimisers import Optimiser
 
-BLOCK_EXAMPLES = 1024  # bounds the memory of scaling and evaluation, not their results
+# Bounds of the memory that scaling and evaluation take; their results are the same.
+BLOCK_EXAMPLES = 1024
+_BLOCK_VALUES = 256 * 1024  # of the features; a convolution keeps several times as many
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """`clip((x - mean) / std, -clip, clip)` per feature; what is missing becomes 0, the mean."""
+    """`clip((x - mean) / std, -clip, clip)` per feature; what is missing becomes 0, the mean.
+
+    A feature is an entry of a flat example, or a channel of a window.
+    """
 
     mean: NDArray[np.float32]  # (features,)
     std: NDArray[np.float32]  # (features,), positive
     clip: float
 
     def apply(self, x: NDArray[np.float32]) -> None:
-        """Scale features of shape (n, ..., features) in place; a missing cell is NaN."""
+        """Scale examples, (n, features) or (n, channels, samples), in place; a missing cell is NaN."""
+        per_feature = (-1, *[1] * (x.ndim - 2))
+        mean, std = self.mean.reshape(per_feature), self.std.reshape(per_feature)
         for rows in _blocks(x):
             with np.errstate(over="ignore"):  # a large value by a tiny std: clipped below
-                np.subtract(rows, self.mean, out=rows)
-                np.divide(rows, self.std, out=rows)
+                np.subtract(rows, mean, out=rows)
+                np.divide(rows, std, out=rows)
             rows[np.isnan(rows)] = 0
             np.clip(rows, -self.clip, self.clip, out=rows)
 
@@ -45,8 +53,42 @@ def prepare(x: NDArray[np.float32], scaling: Scaling | None) -> None:
 
 
 def _blocks(x: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    for start in range(0, len(x), BLOCK_EXAMPLES):
-        yield x[start : start + BLOCK_EXAMPLES]
+    rows = block_rows(x)
+    for start in range(0, len(x), rows):
+        yield x[start : start + rows]
+
+
+def block_rows(x: NDArray[np.float32]) -> int:
+    """How many examples are worked on at once where all are gone through."""
+    return max(1, min(BLOCK_EXAMPLES, _BLOCK_VALUES // max(1, math.prod(x.shape[1:]))))
+
+
+def class_weights(
+    y: NDArray[np.int64], classes: int, *, fixed: Sequence[float] | None, balanced: bool
+) -> NDArray[np.float32] | None:
+    """The weights of the classes in the loss, shape (classes,); None where the plan asks for none.
+
+    Args:
+        y: The labels at hand, for weights that balance them: examples / (classes present * its examples).
+            A class that is absent gets 1.
+        classes: Number of classes.
+        fixed: As the plan lists them.
+        balanced: Whether the plan asks for balance instead.
+
+    Raises:
+        GraphError: When the plan lists another number of them, one that is not positive, or both.
+    """
+    if fixed is None and not balanced:
+        return None
+    if fixed is None:
+        counts = np.bincount(y, minlength=classes)
+        weights = np.ones(classes, np.float32)
+        present = counts > 0
+        weights[present] = len(y) / (present.sum() * counts[present])
+        return weights
+    if balanced or len(fixed) != classes or not all(0 < weight < math.inf for weight in fixed):
+        raise GraphError(f"the plan's class weights are not {classes} positive numbers")
+    return np.array(fixed, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +105,7 @@ def fit(
     parameters: dict[str, Array],
     data: tuple[NDArray[np.float32], NDArray[np.int64]],
     *,
-    optimiser: Sgd,
+    optimiser: Optimiser,
     epochs: int,
     batch_size: int,
     seed: int,
@@ -140,10 +182,11 @@ def evaluate(
     """
     x, y = data
     tallies = [Tally(classes) for _ in models]
-    for start in range(0, len(y), BLOCK_EXAMPLES):
-        labels = y[start : start + BLOCK_EXAMPLES]
+    rows = block_rows(x)
+    for start in range(0, len(y), rows):
+        labels = y[start : start + rows]
         for model, tally in zip(models, tallies, strict=True):
-            examples = x[start : start + BLOCK_EXAMPLES].copy()
+            examples = x[start : start + rows].copy()
             prepare(examples, model.scaling)
             tally.add(*model.graph.loss_and_logits(model.parameters, examples, labels), labels)
         if on_batch is not None:

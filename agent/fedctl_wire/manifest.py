@@ -99,6 +99,11 @@ class Manifest:
         """Whether the `stats` task must fill in the scaling before the model can train."""
         return self.scale == "standard" and self.preprocessing is None
 
+    @property
+    def takes_class_weights(self) -> bool:
+        """Whether the loss takes a weight for each class, which a plan may set."""
+        return TensorSpec(CLASS_WEIGHTS, (self.classes,), trainable=False, local=True) in self.tensors
+
     def update_layout(self) -> tuple[TensorInfo, ...]:
         """The tensors of a client update: trainable, not local, float32, in manifest order."""
         return layout([(s.name, "F32", s.shape) for s in self.tensors if s.trainable and not s.local])

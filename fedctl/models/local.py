@@ -54,7 +54,8 @@ def fit(
     Args:
         model: From a builder; left as it is.
         data: x (n, features), not scaled, and labels (n,); left as they are.
-        settings: As in a plan; `local_epochs` are all the epochs that there are.
+        settings: As in a plan; `local_epochs` are all the epochs that there are. There is no fleet to stay
+            near to, so no proximal term, and classes are not weighted.
         seed: Of the shuffles.
         scaling: Applied to x; None: not scaled.
 
@@ -71,7 +72,13 @@ def fit(
         _graph(model),
         weights,
         (examples, y),
-        optimiser=optimisers.make(settings.optimizer, lr=settings.lr, momentum=settings.momentum),
+        optimiser=optimisers.make(
+            settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            max_gradient_norm=settings.max_gradient_norm,
+        ),
         epochs=settings.local_epochs,
         batch_size=settings.batch_size,
         seed=seed,
@@ -89,7 +96,7 @@ def evaluate(model: BuiltModel, weights: Weights, data: Data, *, scaling: Prepro
 
     measured = training.Measured(_graph(model), weights, _arrays(scaling))
     (tally,) = training.evaluate([measured], data, classes=model.classes)
-    return Evaluation(tally.examples, tally.loss_sum, tally.correct, tally.histogram)
+    return Evaluation(tally.examples, tally.loss_sum, tally.correct, tally.histogram, tally.class_counts)
 
 
 def _graph(model: BuiltModel) -> Graph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedctl_agent.sources import Part, local_data
 from fedctl_agent.trainers.contract import JobContext, JobError, Outcome, refuse
-from fedctl_agent.trainers.model import LoadedModel, load_model
+from fedctl_agent.trainers.model import LoadedModel, load_model, weigh_classes
 from fedctl_agent.trainers.reporter import Reporter
 from fedctl_graph.metrics import NonFiniteError, Tally
 from fedctl_graph.training import Measured, evaluate
@@ -15,7 +15,7 @@ def run(context: JobContext) -> Outcome:
     """Measure candidate and, where there is one, base in one pass over the examples.
 
     All examples where the plan has hold-out devices, for then only they are asked; else the part
-    that is never trained on.
+    that is never trained on. The loss is the one that the plan trains by: with its class weights.
 
     Raises:
         JobError: `policy` when metrics are not shared or there are too few examples, `no_data`
@@ -27,6 +27,8 @@ def run(context: JobContext) -> Outcome:
     data = local_data(context.sources_dir, context.manifest)
     holdout = context.plan.holdout.size > 0
     part = data.everything(context.policy_min_examples) if holdout else data.test(context.policy_min_examples)
+    for model in models:
+        weigh_classes(model, context.plan.train, part.y)
     tallies = _measure(context, models, part)
     base = _evaluation(tallies[1]) if len(tallies) > 1 else None
     return Outcome(examples=len(part.y), base=base, candidate=_evaluation(tallies[0]))
@@ -57,4 +59,4 @@ def _measure(context: JobContext, models: list[LoadedModel], part: Part) -> list
 
 
 def _evaluation(tally: Tally) -> Evaluation:
-    return Evaluation(tally.examples, tally.loss_sum, tally.correct, tally.histogram)
+    return Evaluation(tally.examples, tally.loss_sum, tally.correct, tally.histogram, tally.class_counts)

@@ -15,11 +15,12 @@ from fedctl_agent.trainers.tensorfile import read_tensors
 from fedctl_graph.errors import GraphError
 from fedctl_graph.interpreter import Graph
 from fedctl_graph.program import Program
-from fedctl_graph.training import Scaling
+from fedctl_graph.training import Scaling, class_weights
 from fedctl_wire.codec import parse_bytes
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import KIB, LIMITS
-from fedctl_wire.manifest import GRAPH_FILE, WEIGHTS_FILE, Manifest
+from fedctl_wire.manifest import CLASS_WEIGHTS, GRAPH_FILE, WEIGHTS_FILE, Manifest
+from fedctl_wire.messages import TrainSettings
 
 _PREPARED = 2  # graphs: an `evaluate` may compare two
 _PREPARED_BYTES = 256 * KIB  # of a train.json
@@ -98,6 +99,31 @@ def load_model(directory: Path, manifest: Manifest) -> LoadedModel:
         raise JobError("scaling", f"{manifest.model}@{manifest.model_version} has no scaling yet")
     graph = load_graph(directory, manifest)
     return LoadedModel(manifest, graph, read_tensors(directory / WEIGHTS_FILE, manifest.weights_layout()))
+
+
+def weigh_classes(model: LoadedModel, settings: TrainSettings | None, y: NDArray[np.int64]) -> None:
+    """Set the weights of the classes in the model's loss, where the plan asks for any.
+
+    Args:
+        model: Its parameters are changed.
+        settings: The plan's.
+        y: The labels at hand, for weights that balance them.
+
+    Raises:
+        JobError: With code `settings`, when the plan's are no weights or the model takes none.
+    """
+    if settings is None:
+        return
+    fixed, balanced = settings.class_weights, settings.balance_classes
+    try:
+        weights = class_weights(y, model.manifest.classes, fixed=fixed, balanced=balanced)
+    except GraphError as error:
+        raise JobError("settings", str(error)) from error
+    if weights is None:
+        return
+    if not model.manifest.takes_class_weights:
+        raise JobError("settings", "the plan has class weights, the model's loss takes none")
+    model.parameters[CLASS_WEIGHTS] = weights
 
 
 def scaling(manifest: Manifest) -> Scaling | None:

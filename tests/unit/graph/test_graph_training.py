@@ -75,7 +75,9 @@ def test_sgd_refuses_to_broadcast_a_gradient() -> None:
 @pytest.mark.parametrize(
     ("name", "lr", "momentum"),
     [
-        ("adam", 0.1, 0.0),
+        ("lion", 0.1, 0.0),
+        ("adam", 0.1, 0.9),
+        ("adam", -0.1, 0.0),
         ("sgd", -0.1, 0.0),
         ("sgd", float("inf"), 0.0),
         ("sgd", 0.1, 1.0),

@@ -132,7 +132,7 @@ def test_reports_between_epochs_are_at_most_two_a_second() -> None:
         dataclasses.replace(SETTINGS, local_epochs=-1),
         dataclasses.replace(SETTINGS, lr=-1.0),
         dataclasses.replace(SETTINGS, momentum=1.0),
-        dataclasses.replace(SETTINGS, optimizer="adam"),
+        dataclasses.replace(SETTINGS, optimizer="lion"),
         dataclasses.replace(SETTINGS, max_examples=0),
         None,
     ],
