@@ -19,6 +19,7 @@ from fedctl.transport import AgentClient, sweep
 from fedctl_wire.codec import Json
 from fedctl_wire.messages import Identity, RosterDevice
 from fedctl_wire.names import Name
+from fedctl_wire.signing import Envelope
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -140,25 +141,73 @@ def enrol(
         ConfigError: The roster or the database cannot be written.
     """
     with roster_turn(home):
-        now = rfc3339(SYSTEM_CLOCK.now())
-        entries = {c.name: _entry(store, c, now) for c in candidates}
+        entries = _entries(store, candidates)
         serial, roster = issue_roster(store, root_key, add=entries.values())
-        fleet = store.fleet().uuid
+        for error in _put(store, candidates, entries, roster, root_key).values():
+            raise error
+        return _keep(store, home, candidates, entries, serial, roster)
 
-        def put(candidate: Candidate) -> None:
-            entry = entries[candidate.name]
-            candidate.client.enrol(
-                enrolment_request(fleet=fleet, device=entry, roster=roster, root_key=root_key)
-            )
 
-        outcomes = list(sweep(candidates, put))
-        for _, outcome in outcomes:
-            if isinstance(outcome, FedctlError):
-                raise outcome
-        keep_roster(home, roster)
-        with store.transaction():
-            store.set_roster_serial(serial)
-            return tuple(_store(store, c, entries[c.name], now) for c in candidates)
+def enrol_each(
+    store: Store, home: Home, candidates: Sequence[Candidate], root_key: Ed25519PrivateKey
+) -> dict[str, Device | FedctlError]:
+    """Like `enrol`, but one that fails keeps nobody else out; by name, with its error in place of a row.
+
+    It was promised a place in the roster that the others hold by then. The one that is kept, a later one,
+    does not list it; they get that at their next contact.
+
+    Raises:
+        ConfigError: The roster or the database cannot be written.
+    """
+    with roster_turn(home):
+        entries = _entries(store, candidates)
+        serial, roster = issue_roster(store, root_key, add=entries.values())
+        failed = _put(store, candidates, entries, roster, root_key)
+        joined = [candidate for candidate in candidates if candidate.name not in failed]
+        if not joined:
+            return {**failed}
+        if failed:
+            serial, roster = issue_roster(store, root_key, add=[entries[c.name] for c in joined])
+        devices = _keep(store, home, joined, entries, serial, roster)
+        return {**failed, **{device.name: device for device in devices}}
+
+
+def _entries(store: Store, candidates: Sequence[Candidate]) -> dict[str, RosterDevice]:
+    now = rfc3339(SYSTEM_CLOCK.now())
+    return {candidate.name: _entry(store, candidate, now) for candidate in candidates}
+
+
+def _put(
+    store: Store,
+    candidates: Sequence[Candidate],
+    entries: Mapping[str, RosterDevice],
+    roster: Envelope,
+    root_key: Ed25519PrivateKey,
+) -> dict[str, FedctlError]:
+    """Give each candidate its enrolment; the errors of those that did not take it, by name."""
+    fleet = store.fleet().uuid
+
+    def put(candidate: Candidate) -> None:
+        entry = entries[candidate.name]
+        candidate.client.enrol(enrolment_request(fleet=fleet, device=entry, roster=roster, root_key=root_key))
+
+    outcomes = sweep(candidates, put)
+    return {c.name: outcome for c, outcome in outcomes if isinstance(outcome, FedctlError)}
+
+
+def _keep(
+    store: Store,
+    home: Home,
+    joined: Sequence[Candidate],
+    entries: Mapping[str, RosterDevice],
+    serial: int,
+    roster: Envelope,
+) -> tuple[Device, ...]:
+    """The roster's file durably, then the rows, in one transaction."""
+    keep_roster(home, roster)
+    with store.transaction():
+        store.set_roster_serial(serial)
+        return tuple(_store(store, c, entries[c.name]) for c in joined)
 
 
 def _entry(store: Store, candidate: Candidate, now: str) -> RosterDevice:
@@ -170,7 +219,7 @@ def _entry(store: Store, candidate: Candidate, now: str) -> RosterDevice:
     )
 
 
-def _store(store: Store, candidate: Candidate, entry: RosterDevice, now: str) -> Device:
+def _store(store: Store, candidate: Candidate, entry: RosterDevice) -> Device:
     again = next((d for d in store.devices() if d.name == candidate.name), None)
     labels = {**(again.labels if again else {}), **candidate.labels}
     if again is not None:
@@ -186,7 +235,7 @@ def _store(store: Store, candidate: Candidate, entry: RosterDevice, now: str) ->
         agent_version=candidate.agent_version,
         state=again.state if again else DeviceState.ENROLLED,
         enrolled_at=entry.enrolled_at,
-        last_seen=now,
+        last_seen=entry.enrolled_at,
         facts=dict(candidate.known.facts),
         notes=again.notes if again else "",
         labels=labels,
