@@ -1,57 +1,78 @@
 """Where local data comes from: `sources/NAME.toml`, written by someone at the device.
 
-```
-kind = "npz"            # a directory of .npz files, or one
-path = "/data/har"      # relative to the TOML's directory where it is not absolute
-features = "x_feat"     # array (n, features), float
-label = "y"             # array (n,), integer
-test_fraction = 0.2     # the last of the examples in file order are never trained on
-```
-Reading this package loads no NumPy; `local_data` does.
+`fedctl_wire.sources` says what such a file may hold. Each kind is one module that reads rows
+(`SourceKind`); what is made of the rows, `arrange` decides for all kinds alike: age, order, windows,
+missing cells, the test part, scaling. Reading this package loads no NumPy; `load` does.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import stat
-import tomllib
+import importlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, cast
 
+from fedctl_agent.sources.source import Source, choose_source, read_source
 from fedctl_agent.trainers.contract import JobError, refuse
 from fedctl_wire.manifest import Manifest
+from fedctl_wire.messages import DataNeeds
+from fedctl_wire.sources import KINDS, MAX_TOML_BYTES, shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KINDS = ("npz",)
-_SUFFIX = ".toml"
-_SHOWN_CHARS = 200
-MAX_TOML_BYTES = 16 * 1024  # of keys in one another a parser makes quadratic work
-_KEYS = {"kind": str, "path": str, "features": str, "label": str, "test_fraction": float}
-_DEFAULT_TEST_FRACTION = 0.2
+    from fedctl_agent.sources.rows import Rows
+
+__all__ = [
+    "KINDS",
+    "MAX_TOML_BYTES",
+    "LocalData",
+    "Part",
+    "Source",
+    "SourceKind",
+    "choose_source",
+    "kind_of",
+    "load",
+    "local_data",
+    "read_source",
+    "shown",
+]
+
+_MODULES = {"npz": "npz", "csv": "csv_table", "sqlite": "sqlite_table"}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a source file says."""
+class SourceKind(Protocol):
+    """A kind of source: how its rows are read. Each module of `_MODULES` is one."""
 
-    name: str  # of the file, without .toml
-    kind: str
-    path: Path  # absolute, or relative to the working directory if the TOML's was
-    features: str
-    label: str
-    test_fraction: float
+    def read(self, source: Source, needs: DataNeeds | None, oldest: float | None) -> Rows:
+        """All rows of the source, in its own order.
+
+        Args:
+            source: Of this kind.
+            needs: What the model takes; None: as much as the file says.
+            oldest: Unix seconds; rows before it may be left out, if counted.
+
+        Raises:
+            JobError: `source` and `data`, naming the file; refused, `schema` or `no_data`.
+        """
+
+    def shape(self, source: Source) -> tuple[int, ...] | None:
+        """The shape of one example, by a look at the data's names and headers; None: no data yet.
+
+        Loads no NumPy.
+
+        Raises:
+            JobError: As `read`; refused, `schema`, when a column or array that the file names is not there.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """Examples in memory."""
 
-    x: NDArray[np.float32]  # (n, features); NaN where a cell is missing
+    x: NDArray[np.float32]  # (n, features) or (n, features, window); NaN where a cell is missing
     y: NDArray[np.int64]  # (n,)
 
 
@@ -60,7 +81,7 @@ class LocalData:
     """All examples of a source, and where its training part ends."""
 
     source: str
-    x: NDArray[np.float32]  # (n, features), in file order; NaN where a cell is missing
+    x: NDArray[np.float32]  # (n, features) or (n, features, window); NaN where a cell is missing
     y: NDArray[np.int64]  # (n,)
     train: int  # the first so many are the training part
 
@@ -93,101 +114,46 @@ class LocalData:
         return part
 
 
-def read_source(path: Path) -> Source:
-    """Read one source file strictly.
-
-    Raises:
-        JobError: With code `source`, naming the file and the key that is missing, unknown or wrong.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would never end
-            raise JobError("source", f"{path.name} is not a regular file")
-        with path.open("rb", buffering=0) as stream:
-            data = stream.read(MAX_TOML_BYTES + 1)
-    except OSError as error:
-        raise JobError("source", f"{path.name} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_TOML_BYTES:
-        raise JobError("source", f"{path.name} is larger than {MAX_TOML_BYTES} bytes")
-    return _parse(path, data)
-
-
-@functools.lru_cache(maxsize=4)  # filled in the worker, by its call of `choose_source` before it forks
-def _parse(path: Path, data: bytes) -> Source:
-    try:
-        table = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise JobError("source", f"{path.name} cannot be read: {shown(error)}") from error
-    except RecursionError as error:
-        raise JobError("source", f"{path.name} is nested too deeply") from error
-    values = {"test_fraction": _DEFAULT_TEST_FRACTION, **table}
-    for key in values.keys() - _KEYS:
-        raise JobError("source", f"{path.name} has an unknown key {shown(key)!r}")
-    for key, kind in _KEYS.items():
-        if key not in values:
-            raise JobError("source", f"{path.name} lacks the key {key!r}")
-        if type(values[key]) is not kind and not (kind is float and values[key] == 0):
-            raise JobError("source", f"{path.name}: {key!r} is not a {kind.__name__}")
-    if values["kind"] not in KINDS:
-        raise JobError(
-            "source", f"{path.name}: kind {shown(values['kind'])!r} is not one of {', '.join(KINDS)}"
-        )
-    if not 0 <= values["test_fraction"] < 1:
-        raise JobError("source", f"{path.name}: test_fraction is not at least 0 and below 1")
-    return _source(path, values)
-
-
-def _source(path: Path, values: dict[str, Any]) -> Source:
-    return Source(
-        name=path.stem,
-        kind=values["kind"],
-        path=path.parent / values["path"],
-        features=values["features"],
-        label=values["label"],
-        test_fraction=float(values["test_fraction"]),
-    )
-
-
-def shown(text: object) -> str:
-    """Somebody's text in a message: at most so much of it that the rest of the message is seen."""
-    whole = str(text)
-    return whole if len(whole) <= _SHOWN_CHARS else f"{whole[:_SHOWN_CHARS]}…"
-
-
-def choose_source(directory: Path, model: str) -> Source:
-    """The source for a model: the one of its name, else the only one.
-
-    Raises:
-        JobError: Refused, `no_source`, when there is none or more than one to choose from; failed,
-            `source`, when the chosen file is bad.
-    """
-    # Not by Path.glob, which makes a regular expression: that is a third of choosing.
-    stems = sorted(name[: -len(_SUFFIX)] for name in _names(directory) if name.endswith(_SUFFIX))
-    chosen = [model] if model in stems else stems
-    if not chosen:
-        raise refuse("no_source", "this device has no source of data: sources/*.toml is missing")
-    if len(chosen) > 1:
-        names = shown(", ".join(chosen))
-        raise refuse("no_source", f"this device has several sources ({names}), none named {model!r}")
-    return read_source(directory / (chosen[0] + _SUFFIX))
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)  # noqa: PTH208 - see above
-    except FileNotFoundError:
-        return []
-
-
-def local_data(directory: Path, manifest: Manifest) -> LocalData:
+def local_data(directory: Path, manifest: Manifest, needs: DataNeeds | None = None) -> LocalData:
     """Load the data that a model is trained or tested on.
 
-    Raises:
-        JobError: See `choose_source`; with code `data` when a file is not what the model needs.
-    """
-    from fedctl_agent.sources import npz
+    Args:
+        directory: Of the source files.
+        manifest: Of the model.
+        needs: The plan's; None: what the manifest says of shape and classes.
 
+    Raises:
+        JobError: See `choose_source` and `load`.
+    """
     source = choose_source(directory, str(manifest.model))
-    if len(manifest.input_shape) != 1:
-        raise JobError("data", f"{source.kind} sources hold flat features, the model takes another shape")
-    x, y = npz.load(source, features=manifest.input_shape[0], classes=manifest.classes)
-    return LocalData(source.name, x, y, len(y) - int(len(y) * source.test_fraction))
+    own = DataNeeds(manifest.input_shape, manifest.classes, needs.features if needs else ())
+    return load(source, own)
+
+
+def load(source: Source, needs: DataNeeds, *, now: float | None = None) -> LocalData:
+    """Load a source as a model needs it.
+
+    Args:
+        source: Of any kind.
+        needs: What the model takes.
+        now: Unix seconds, for the age of rows; default: the device's clock.
+
+    Raises:
+        JobError: With code `data` when a file is not what it should be, `source` when it is not there;
+            refused, `schema`, when the model needs other data, `no_data` when there are no examples.
+    """
+    from fedctl_agent.sources.arrange import arrange, oldest_row
+
+    oldest = oldest_row(source.spec, time.time() if now is None else now)
+    rows = kind_of(source).read(source, needs, oldest)
+    if int(rows.y.max()) >= needs.classes:
+        name = shown(source.spec.label)
+        raise JobError(
+            "data", f"source {source.name!r}: {name!r} has labels outside 0 to {needs.classes - 1}"
+        )
+    return arrange(rows, source, oldest)
+
+
+def kind_of(source: Source) -> SourceKind:
+    """The module that reads this kind of source."""
+    return cast("SourceKind", importlib.import_module(f"fedctl_agent.sources.{_MODULES[source.spec.kind]}"))

@@ -23,12 +23,40 @@ from fedctl_wire.codec import from_json
 from tests.unit.ops.test_device_shell import LocalSession, device_probe
 
 GOOD = 'kind = "npz"\npath = "data"\nfeatures = "x"\nlabel = "y"\n'
+CSV = 'kind = "csv"\npath = "data"\nfeatures = ["hr"]\nlabel = "y"\n'
+SQLITE = CSV.replace("csv", "sqlite") + 'table = "t"\n'
+FULL = (
+    'time = "at"\ngroup = "person"\nwindow = 128\nstride = 64\nmax_gap_s = 0.5\nsplit = "random"\n'
+    'seed = 3\ntest_fraction = 0.1\nmissing = "drop"\nmissing_values = [-1, "err"]\nmax_age_days = 30\n'
+    'scale = "person"\nclasses = ["calm", "ill"]\n'
+)
 BAD = {
     "unknown key": (GOOD + 'patth = "x"\n', "'patth'"),
     "no path": (GOOD.replace("path", "test_fraction = 0.1 #"), "'path'"),
     "no kind": (GOOD.replace("kind", "#"), "'kind'"),
     "number for a string": (GOOD.replace('"x"', "3"), "'features'"),
-    "other kind": (GOOD.replace('"npz"', '"csv"'), "kind 'csv'"),
+    "other kind": (GOOD.replace('"npz"', '"zip"'), "kind 'zip'"),
+    "several arrays": (GOOD.replace('"x"', '["x", "z"]'), "'features'"),
+    "columns for an array": (GOOD.replace('"x"', '["x"]'), "'features'"),
+    "no table": (GOOD.replace('"npz"', '"sqlite"'), "'table'"),
+    "a table in a file": (CSV + 'table = "t"\n', "'table'"),
+    "a delimiter of two": (CSV + 'delimiter = ", "\n', "'delimiter'"),
+    "a delimiter of a database": (SQLITE + 'delimiter = ","\n', "'delimiter'"),
+    "a quote as delimiter": (CSV + "delimiter = '\"'\n", "'delimiter'"),
+    "a column twice": (CSV.replace('"hr"', '"y"'), "'y' for two purposes"),
+    "stride alone": (CSV + "stride = 4\n", "'stride'"),
+    "no window": (CSV + "window = 0\n", "'window'"),
+    "half a window": (CSV + "window = 2.5\n", "'window'"),
+    "a gap without times": (CSV + "window = 4\nmax_gap_s = 2\n", "'max_gap_s'"),
+    "an age without times": (CSV + "max_age_days = 2\n", "'max_age_days'"),
+    "an age of nothing": (CSV + 'time = "at"\nmax_age_days = 0\n', "'max_age_days'"),
+    "another split": (CSV + 'split = "person"\n', "split 'person'"),
+    "another policy": (CSV + 'missing = "mean"\n', "missing 'mean'"),
+    "a table of missing values": (CSV + "missing_values = [[1]]\n", "'missing_values'"),
+    "one class": (CSV + 'classes = ["a"]\n', "'classes'"),
+    "a class twice": (CSV + 'classes = ["a", "a"]\n', "'classes'"),
+    "no column's name": (CSV.replace('"hr"', '""'), "'features'"),
+    "no features": (CSV.replace('"hr"', ""), "'features'"),
     "a string": (GOOD + 'test_fraction = "0.2"\n', "'test_fraction'"),
     "one": (GOOD + "test_fraction = 1\n", "'test_fraction'"),
     "one point nought": (GOOD + "test_fraction = 1.0\n", "'test_fraction'"),
@@ -45,10 +73,20 @@ def put(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("extra", ["", "test_fraction = 0\n", "test_fraction = 0.99\n"])
-def test_a_good_source_is_good_for_both(tmp_path: Path, extra: str) -> None:
-    path = put(tmp_path, GOOD + extra)
-    assert read_source(path) == Source("recorder.toml", GOOD + extra)
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        GOOD + "test_fraction = 0\n",
+        GOOD + "test_fraction = 0.99\n",
+        GOOD + FULL,
+        CSV + FULL + 'delimiter = ";"\n',
+        SQLITE + FULL,
+    ],
+)
+def test_a_good_source_is_good_for_both(tmp_path: Path, text: str) -> None:
+    path = put(tmp_path, text)
+    assert read_source(path) == Source("recorder.toml", text)
     assert read_as_agent(path).name == "recorder"
 
 

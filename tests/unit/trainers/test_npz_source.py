@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedctl_agent.sources import LocalData, choose_source, local_data, npz, read_source
+from fedctl_agent.sources import LocalData, choose_source, local_data, read_source, rows
 from fedctl_agent.trainers import JobError
 from fedctl_wire.messages import TaskState
 from tests.unit.trainers.jobs import Bench
@@ -125,7 +125,6 @@ def test_a_file_without_rows_among_others_is_no_fault(bench: Bench) -> None:
         ({"x": np.zeros(4, np.float32)}, r"'x' is float32\[4\]"),
         ({"x": np.zeros((4, 3, 1), np.float32)}, r"'x' is float32\[4, 3, 1\]"),
         ({"x": np.zeros((4, 3), np.int16)}, "'x' is int16"),
-        ({"x": np.zeros((4, 2), np.float32)}, "'x' has 2 features, the model takes 3"),
         ({"y": np.zeros((4, 1), np.int64)}, r"'y' is int64\[4, 1\]"),
         ({"y": np.zeros(4)}, "'y' is float64"),
         ({"y": np.array(["a"] * 4)}, "'y' is <U1"),
@@ -141,6 +140,14 @@ def test_bad_arrays_name_the_file(bench: Bench, arrays: dict[str, Any], message:
     with pytest.raises(JobError, match=rf"^a\.npz: {message}") as caught:
         load(bench)
     assert (caught.value.code, caught.value.state) == ("data", TaskState.FAILED)
+
+
+def test_arrays_of_another_shape_are_a_refusal(bench: Bench) -> None:
+    bench.source()
+    bench.examples(4, x=np.zeros((4, 2), np.float32))
+    with pytest.raises(JobError, match="'recorder' gives 2 features, the model takes 3 features") as caught:
+        load(bench)
+    assert (caught.value.code, caught.value.state) == ("schema", TaskState.REFUSED)
 
 
 def npz_bytes(**arrays: Any) -> bytes:
@@ -210,11 +217,12 @@ def test_a_path_that_is_not_there(bench: Bench) -> None:
     ("text", "message"),
     [
         (GOOD + "mode = 1\n", "unknown key 'mode'"),
-        (GOOD.replace("npz", "csv"), "kind 'csv' is not one of npz"),
+        (GOOD.replace("npz", "zip"), "kind 'zip' is not one of npz, csv, sqlite"),
         (GOOD.replace('label = "y"\n', ""), "lacks the key 'label'"),
         (GOOD.replace('"y"', "1"), "'label' is not a str"),
-        (GOOD + 'test_fraction = "0.2"\n', "'test_fraction' is not a float"),
-        (GOOD + "test_fraction = 1\n", "'test_fraction' is not a float"),
+        (GOOD + 'test_fraction = "0.2"\n', "'test_fraction' is not a number"),
+        (GOOD + "test_fraction = true\n", "'test_fraction' is not a number"),
+        (GOOD + "test_fraction = 1\n", "not at least 0 and below 1"),
         (GOOD + "test_fraction = 1.0\n", "not at least 0 and below 1"),
         (GOOD + "test_fraction = -0.1\n", "not at least 0 and below 1"),
         (GOOD + "test_fraction = nan\n", "not at least 0 and below 1"),
@@ -223,7 +231,7 @@ def test_a_path_that_is_not_there(bench: Bench) -> None:
         ("x = " + "[" * 15_000, "is nested too deeply"),
         (".".join("a" * 8_000) + " = 1\n", "unknown key 'a'"),
         (GOOD + "k" * 15_000 + " = 1\n", "unknown key 'k{200}…'$"),
-        (GOOD.replace("npz", "z" * 15_000), "kind 'z{200}…' is not one of npz$"),
+        (GOOD.replace("npz", "z" * 15_000), "kind 'z{200}…' is not one of npz, csv, sqlite$"),
     ],
 )
 def test_a_bad_source_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
@@ -273,7 +281,7 @@ def test_a_path_that_cannot_be_one_is_the_sources_fault(bench: Bench, path: str)
 def test_an_archive_that_unpacks_to_more_than_there_is_room_for_is_bad_data(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(npz, "_ARRAY_BYTES", 2000)
+    monkeypatch.setattr(rows, "_ARRAY_BYTES", 2000)
     bench.source()
     bench.examples(150)
     with pytest.raises(JobError, match=r"^a\.npz unpacks to \d+ bytes, more than the 2000") as caught:
