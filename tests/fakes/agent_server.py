@@ -1,4 +1,4 @@
-"""A small agent in this process: the HTTP API over a Unix socket, without workers or signatures.
+"""A small agent in this process: the HTTP API at any place, without workers or signatures.
 
 `FakeAgent` answers as a real one would and records what it was asked. `RawPeer` hands each connection to
 a function, for everything that no agent would do.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import parse_qs, urlsplit
 
 from fedctl_wire.codec import decode, encode
@@ -39,6 +39,47 @@ Answer = tuple[int, dict[str, str], bytes]
 Work = Callable[[TaskRequest], tuple[TaskStatus, bytes]]
 
 
+class Place(Protocol):
+    """Where somebody listens; a path in place of one stands for a Unix socket."""
+
+    def listen(self) -> socket.socket:
+        """Listen."""
+
+    def secure(self, link: socket.socket) -> socket.socket:
+        """Whatever comes before the first byte of HTTP, in the connection's own thread."""
+
+    def remove(self) -> None:
+        """Take away what `listen` left."""
+
+
+class UnixPlace:
+    """A Unix socket that every user may open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """How errors call it."""
+        return str(self.path)
+
+    def listen(self) -> socket.socket:
+        """See `Place`."""
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link.bind(str(self.path))
+        self.path.chmod(0o666)  # the bed's SSH user opens it too
+        link.listen(128)
+        return link
+
+    def secure(self, link: socket.socket) -> socket.socket:
+        """See `Place`."""
+        return link
+
+    def remove(self) -> None:
+        """See `Place`."""
+        self.path.unlink(missing_ok=True)
+
+
 def done_at_once(request: TaskRequest) -> tuple[TaskStatus, bytes]:
     """The default work: finished before the answer, with an empty result."""
     round_id = json.loads(Envelope.from_json(request.plan).payload)["round"]
@@ -46,7 +87,7 @@ def done_at_once(request: TaskRequest) -> tuple[TaskStatus, bytes]:
 
 
 class FakeAgent:
-    """Serves one socket while its context is open; every attribute may be read and set by a test.
+    """Serves one place while its context is open; every attribute may be read and set by a test.
 
     Attributes:
         requests: (method, path with query) of each request, in order.
@@ -56,8 +97,8 @@ class FakeAgent:
         cut_after: Close the connection once an upload brought so many bytes, and keep them; once.
     """
 
-    def __init__(self, socket_path: Path, *, device: str = "watch-1", work: Work = done_at_once) -> None:
-        self.socket_path = socket_path
+    def __init__(self, place: Place | Path, *, device: str = "watch-1", work: Work = done_at_once) -> None:
+        self.place = UnixPlace(place) if isinstance(place, Path) else place
         self.health = Health("0.1.0", "1970-01-01T00:00:07Z", "boot-1", device=device)
         self.identity = Identity("ab" * 32, enrolled=False)
         self.work = work
@@ -78,6 +119,12 @@ class FakeAgent:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop()
+
+    @property
+    def socket_path(self) -> Path:
+        """Of one that listens at a Unix socket."""
+        assert isinstance(self.place, UnixPlace)
+        return self.place.path
 
     def answer(self, handler: _Handler, method: str, path: str, query: dict[str, list[str]]) -> Answer:
         """What to say to one request."""
@@ -248,15 +295,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: a test's output is its own."""
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self, agent: FakeAgent) -> None:
         self.agent = agent
         self._open: set[socket.socket] = set()
-        super().__init__(str(agent.socket_path), _Handler)
-        agent.socket_path.chmod(0o666)  # the bed's SSH user opens it too
+        super().__init__(("", 0), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = agent.place.listen()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
 
     def start(self) -> None:
@@ -269,12 +316,20 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
         self.server_close()  # joins nothing: the handler threads are daemons and their sockets are shut
-        self.agent.socket_path.unlink(missing_ok=True)
+        self.agent.place.remove()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         link, _ = super().get_request()
         self._open.add(link)
         return link, ("local", 0)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        with self.agent.place.secure(request) as link:
+            self._open.add(link)
+            try:
+                super().finish_request(link, client_address)
+            finally:
+                self._open.discard(link)
 
     def shutdown_request(self, request: Any) -> None:
         self._open.discard(request)
@@ -287,18 +342,15 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class RawPeer:
     """Gives each connection to `serve` in a thread, and closes it when `serve` returns."""
 
-    def __init__(self, socket_path: Path, serve: Callable[[socket.socket], object]) -> None:
-        self.socket_path = socket_path
+    def __init__(self, place: Place | Path, serve: Callable[[socket.socket], object]) -> None:
+        self._place = UnixPlace(place) if isinstance(place, Path) else place
         self.accepted = 0
         self.closing = threading.Event()  # set at the end: a `serve` that hangs waits for it
         self._serve = serve
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        self._listener.bind(str(self.socket_path))
-        self.socket_path.chmod(0o666)
-        self._listener.listen(128)
+        self._listener = self._place.listen()
         self._start(self._accept)
         return self
 
@@ -309,7 +361,7 @@ class RawPeer:
         self._listener.close()
         for thread in self._threads:
             thread.join()
-        self.socket_path.unlink()
+        self._place.remove()
 
     def _start(self, target: Callable[..., object], *args: object) -> None:
         thread = threading.Thread(target=target, args=args)
@@ -326,8 +378,8 @@ class RawPeer:
             self._start(self._one, link)
 
     def _one(self, link: socket.socket) -> None:
-        with link, contextlib.suppress(OSError):
-            self._serve(link)
+        with link, contextlib.suppress(OSError), self._place.secure(link) as secured:
+            self._serve(secured)
 
 
 def read_request(link: socket.socket) -> bytes:

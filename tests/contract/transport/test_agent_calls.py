@@ -92,7 +92,7 @@ def test_calls_share_one_connection_and_are_counted(agent: FakeAgent, client: Ag
 def test_a_restarted_agent_is_found_again(reach: Reach) -> None:
     client = reach.client()
     for _ in range(2):
-        with FakeAgent(reach.socket_path):
+        with FakeAgent(reach.place):
             assert client.health().boot_id == "boot-1"
 
 
@@ -108,8 +108,8 @@ def test_nobody_answers_before_the_agent_runs(reach: Reach) -> None:
     with pytest.raises(UnreachableError, match="agent is not running on device watch-1") as caught:
         client.health()
     assert caught.value.code == "agent_down"
-    assert str(reach.socket_path) in caught.value.message
-    with FakeAgent(reach.socket_path):
+    assert reach.place.name in caught.value.message
+    with FakeAgent(reach.place):
         client.health()
 
 
@@ -131,6 +131,17 @@ def test_what_the_device_holds_is_not_sent_again(agent: FakeAgent, client: Agent
     agent.requests.clear()
     assert client.push_bundle(bundle, activate=True).active
     assert [method for method, _ in agent.requests] == ["PUT"]
+
+
+def test_a_file_that_the_device_cannot_have_is_sent_unasked(
+    agent: FakeAgent, client: AgentClient, bundle: Path
+) -> None:
+    weights = hashlib.sha256((bundle / BUNDLE_FILES[0]).read_bytes()).hexdigest()
+    assert client.push_bundle(bundle, activate=True, unseen=[weights]).active
+    first, *rest = [(method, path) for method, path in agent.requests]
+    assert first[0] == "PATCH"
+    assert weights in first[1]
+    assert not [path for method, path in rest if method == "PATCH" and weights in path]
 
 
 def test_a_cut_upload_goes_on_where_it_stopped(agent: FakeAgent, client: AgentClient, bundle: Path) -> None:

@@ -58,7 +58,7 @@ def says(answer: bytes) -> Callable[[socket.socket], None]:
     ],
 )
 def test_what_is_no_http_is_an_unreachable_device(reach: Reach, answer: bytes) -> None:
-    with RawPeer(reach.socket_path, says(answer)), pytest.raises(UnreachableError) as caught:
+    with RawPeer(reach.place, says(answer)), pytest.raises(UnreachableError) as caught:
         reach.client().health()
     assert "watch-1" in caught.value.message
     assert caught.value.message.isprintable()
@@ -80,7 +80,7 @@ def test_what_is_no_http_is_an_unreachable_device(reach: Reach, answer: bytes) -
     ids=["text", "array", "wrong type", "empty", "double key", "deep", "204", "redirect", "gzip"],
 )
 def test_an_answer_that_is_no_message(reach: Reach, answer: bytes) -> None:
-    with RawPeer(reach.socket_path, says(answer)) as peer:
+    with RawPeer(reach.place, says(answer)) as peer:
         with pytest.raises(DeviceError) as caught:
             reach.client().health()
         assert peer.accepted == 1  # final: not tried again
@@ -98,7 +98,7 @@ def test_an_endless_answer_is_cut_off(reach: Reach, *, announced: bool) -> None:
             link.sendall(b" " * 65536)
 
     client = reach.client()
-    with RawPeer(reach.socket_path, serve):
+    with RawPeer(reach.place, serve):
         with pytest.raises(DeviceError, match="watch-1 answered with more than") as caught:
             client.health()
         client.close()
@@ -118,7 +118,7 @@ def test_a_hanging_device_is_given_up_at_the_deadline(reach: Reach, how: str) ->
             if how == "drips":
                 link.sendall(b"H")  # each byte in time, the whole never
 
-    with RawPeer(reach.socket_path, serve) as peer:
+    with RawPeer(reach.place, serve) as peer:
         client = reach.client()
         client.health()
         client._timeout_s = 0.3
@@ -132,7 +132,7 @@ def test_a_device_that_does_not_read_an_upload(reach: Reach) -> None:
         link.sendall(http(HEALTH))
         peer.closing.wait()
 
-    with RawPeer(reach.socket_path, serve) as peer:
+    with RawPeer(reach.place, serve) as peer:
         client = reach.client()
         client.health()
         with pytest.raises(UnreachableError, match="did not answer within"):
@@ -142,7 +142,7 @@ def test_a_device_that_does_not_read_an_upload(reach: Reach) -> None:
 def test_a_result_that_breaks_off(reach: Reach) -> None:
     etag = 'ETag: "' + "ab" * 32 + '"\r\n'
     received: list[bytes] = []
-    peer = RawPeer(reach.socket_path, says(http(b"0123456789", length=100, extra=etag)))
+    peer = RawPeer(reach.place, says(http(b"0123456789", length=100, extra=etag)))
     with peer, pytest.raises(UnreachableError):
         reach.client().fetch_result("ab" * 32, received.append, limit=1000)
     assert b"".join(received) == b"0123456789"  # the next call asks from byte 10 on
@@ -159,7 +159,7 @@ def test_a_kept_connection_that_was_closed_is_replaced_once(reach: Reach) -> Non
             return
         peer.closing.wait()
 
-    with RawPeer(reach.socket_path, serve) as peer:
+    with RawPeer(reach.place, serve) as peer:
         client = reach.client()
         client.health()
         client.health()
@@ -167,7 +167,7 @@ def test_a_kept_connection_that_was_closed_is_replaced_once(reach: Reach) -> Non
 
 
 def test_a_fresh_connection_that_is_closed_is_not_tried_again(reach: Reach) -> None:
-    with RawPeer(reach.socket_path, says(b"")) as peer:
+    with RawPeer(reach.place, says(b"")) as peer:
         with pytest.raises(UnreachableError):
             reach.client().health()
         assert peer.accepted == 1
@@ -176,5 +176,5 @@ def test_a_fresh_connection_that_is_closed_is_not_tried_again(reach: Reach) -> N
 def test_proxies_of_the_environment_are_ignored(reach: Reach, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with RawPeer(reach.socket_path, says(http(HEALTH))):
+    with RawPeer(reach.place, says(http(HEALTH))):
         assert reach.client().health().boot_id == "boot-1"
