@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedctl.cli import round_views as views
 from fedctl.cli.command import Noun, session_of
+from fedctl.cli.option_groups import grouped
 from fedctl.cli.options import Labels, Names, home, reading, seconds_of, selector_of, writing
 from fedctl.cli.output import View
+from fedctl.cli.training_options import TrainingOptions
+
+if TYPE_CHECKING:
+    from fedctl.core.plan import RoundWishes
 
 app = Noun("round", "Train a model on the devices' own data.")
 
@@ -23,32 +29,55 @@ RoundNumber = Annotated[
 Limit = Annotated[
     int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many train, by name.")
 ]
-Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds to run.")]
-Until = Annotated[
-    str | None, typer.Option("--until", metavar="EXPR", help="End early, e.g. at 'auroc>=0.85'.")
-]
-LocalEpochs = Annotated[
-    int | None, typer.Option("--local-epochs", metavar="N", help="Passes over a device's data.")
-]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Examples of one step.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Learning rate.")]
-Momentum = Annotated[float | None, typer.Option("--momentum", metavar="FACTOR", help="From 0 to below 1.")]
-Quorum = Annotated[
-    int | None, typer.Option("--quorum", metavar="N", help="Updates that are needed; by default half.")
-]
-Deadline = Annotated[str, typer.Option("--deadline", metavar="TIME", help="For the devices: 90s, 10m or 1h.")]
-Tolerance = Annotated[float, typer.Option("--tolerance", metavar="SHARE", help="How much the loss may rise.")]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Of shuffles; random if not set.")]
-MaxExamples = Annotated[
-    int | None, typer.Option("--max-examples", metavar="N", help="Most a device counts for.")
-]
-MaxUpdateNorm = Annotated[
-    float | None, typer.Option("--max-update-norm", metavar="NORM", help="Drop larger updates.")
-]
-SkipIfRunning = Annotated[
-    bool, typer.Option("--skip-if-running", help="Do nothing if another run has the model.")
-]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit code 3 if a device dropped out.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How many rounds, and what this process makes of them."""
+
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds to run.")] = 1
+    skip_if_running: Annotated[
+        bool, typer.Option("--skip-if-running", help="Do nothing if another run has the model.")
+    ] = False
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 3 if a device dropped out.")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleOptions:
+    """When a round's collection ends, and what may be published."""
+
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="EXPR", help="End early, e.g. at 'auroc>=0.85'.")
+    ] = None
+    quorum: Annotated[
+        int | None, typer.Option("--quorum", metavar="N", help="Updates that are needed; by default half.")
+    ] = None
+    deadline: Annotated[
+        str, typer.Option("--deadline", metavar="TIME", help="For the devices: 90s, 10m or 1h.")
+    ] = "10m"
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", metavar="SHARE", help="How much the loss may rise.")
+    ] = 0.05
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Of shuffles; random if not set.")
+    ] = None
+    max_update_norm: Annotated[
+        float | None, typer.Option("--max-update-norm", metavar="NORM", help="Drop larger updates.")
+    ] = None
+
+    def wishes(self, training: TrainingOptions) -> RoundWishes:
+        """Both groups for the operation, not yet checked."""
+        from fedctl.core.plan import RoundWishes
+
+        return RoundWishes(
+            until=self.until,
+            quorum=self.quorum,
+            deadline_s=seconds_of(self.deadline, option="--deadline"),
+            tolerance=self.tolerance,
+            seed=self.seed,
+            max_update_norm=self.max_update_norm,
+            **training.given(),
+        )
 
 
 @app.verb(
@@ -58,30 +87,21 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit code 3 if a device 
     fedctl round start health --rounds 5 -l ward=3
     fedctl round start health 'watch-*' --rounds 50 --until 'auroc>=0.85'
     fedctl round start health --quorum 6 --deadline 20m --local-epochs 3
+    fedctl round start health --optimizer adam --lr 0.001 --proximal-mu 0.01
     fedctl round start health -q --skip-if-running
     """,
 )
-def start(  # noqa: PLR0913 - one parameter an option
+@grouped
+def start(
     ctx: typer.Context,
     model: Model = None,
     names: Names = None,
     *,
     label: Labels = None,
     limit: Limit = None,
-    rounds: Rounds = 1,
-    until: Until = None,
-    local_epochs: LocalEpochs = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
-    momentum: Momentum = None,
-    quorum: Quorum = None,
-    deadline: Deadline = "10m",
-    tolerance: Tolerance = 0.05,
-    seed: Seed = None,
-    max_examples: MaxExamples = None,
-    max_update_norm: MaxUpdateNorm = None,
-    skip_if_running: SkipIfRunning = False,
-    strict: Strict = False,
+    run: RunOptions,
+    rules: RuleOptions,
+    training: TrainingOptions,
 ) -> View:
     """Run rounds: devices train on their own data, their updates become the next version.
 
@@ -90,22 +110,8 @@ def start(  # noqa: PLR0913 - one parameter an option
     has the model.
     """
     from fedctl.cli.progress import Watcher
-    from fedctl.core.plan import RoundWishes
     from fedctl.ops import rounds as operations
 
-    wishes = RoundWishes(
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        lr=lr,
-        momentum=momentum,
-        quorum=quorum,
-        deadline_s=seconds_of(deadline, option="--deadline"),
-        tolerance=tolerance,
-        until=until,
-        seed=seed,
-        max_examples=max_examples,
-        max_update_norm=max_update_norm,
-    )
     session = session_of(ctx)
     with writing() as store, Watcher(quiet=session.quiet) as watcher:
         result = operations.start(
@@ -113,12 +119,12 @@ def start(  # noqa: PLR0913 - one parameter an option
             home(),
             model,
             selector_of(names, label, limit),
-            wishes=wishes,
-            rounds=rounds,
-            skip_if_running=skip_if_running,
+            wishes=rules.wishes(training),
+            rounds=run.rounds,
+            skip_if_running=run.skip_if_running,
             observer=views.RoundTable(session, watcher),
         )
-    return views.ran(result, strict=strict)
+    return views.ran(result, strict=run.strict)
 
 
 @app.verb(

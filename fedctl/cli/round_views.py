@@ -63,6 +63,7 @@ class RoundTable:
             Column("devices", width=7),
             Column("loss", width=5),
             Column(title, width=8),
+            *([] if self._people else [Column("F1", width=5, drop=1)]),
             Column("up", right=True, width=7),
             Column("time", right=True, width=6 if self._people else 10),
         )
@@ -71,6 +72,7 @@ class RoundTable:
             f"{summary.contributors}/{summary.cohort}",
             fixed(summary.loss, 3),
             _score(summary) or "not measured",
+            *([] if self._people else [fixed(summary.macro_f1, 3)]),
             byte_count(summary.bytes_up),
             duration(summary.duration_s),
         )
@@ -149,10 +151,11 @@ def listed(rounds: Sequence[RoundSummary]) -> View:
         Column("devices", right=True),
         Column("loss", right=True, drop=1),
         Column("AUROC", right=True, drop=2),
+        Column("F1", right=True, drop=4),
         Column("accuracy", right=True, drop=3),
-        Column("up", right=True, drop=5),
-        Column("time", right=True, drop=4),
-        Column("started", drop=6),
+        Column("up", right=True, drop=6),
+        Column("time", right=True, drop=5),
+        Column("started", drop=7),
     )
     lines = [
         (
@@ -162,6 +165,7 @@ def listed(rounds: Sequence[RoundSummary]) -> View:
             f"{r.contributors}/{r.cohort}",
             fixed(r.loss, 3),
             fixed(r.auroc, 3),
+            fixed(r.macro_f1, 3),
             fixed(r.accuracy, 3),
             byte_count(r.bytes_up),
             duration(r.duration_s),
@@ -186,6 +190,7 @@ def shown(detail: RoundDetail) -> View:
         ("devices", f"{r.contributors} of {r.cohort} contributed, {r.evaluated} evaluated"),
         ("loss", _change(r.loss, r.loss_before)),
         ("AUROC", _change(r.auroc, r.auroc_before)),
+        ("F1 (macro)", _change(r.macro_f1, r.macro_f1_before)),
         ("accuracy", fixed(r.accuracy, 3)),
         ("attempt", str(r.attempt)),
         ("started", seconds(r.started_at)),
@@ -284,6 +289,7 @@ def _measures(summary: RoundSummary) -> str:
         ("loss", _change(summary.loss, summary.loss_before)),
         ("AUROC", _change(summary.auroc, summary.auroc_before)),
         ("accuracy", fixed(summary.accuracy, 3) if summary.auroc is None else None),
+        ("F1", _change(summary.macro_f1, summary.macro_f1_before) if summary.auroc is None else None),
     ]
     return "   ".join(f"{name} {text}" for name, text in parts if text)
 
@@ -313,7 +319,7 @@ def _standing(summary: RoundSummary) -> str:
 def _words(settings: Json) -> str | None:
     if not isinstance(settings, dict):
         return None
-    given = {key: value for key, value in settings.items() if value not in {None, False}}
+    given = {key: value for key, value in settings.items() if value is not None and value is not False}
     return ", ".join(
         f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()
     )

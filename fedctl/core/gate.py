@@ -8,7 +8,10 @@ from itertools import chain
 
 from fedctl_wire.messages import Evaluation
 
-_ROW = 3  # of a histogram: bin, count of class 0, count of class 1
+_HISTOGRAM_ROW = 3  # bin, count of class 0, count of class 1
+_CLASS_ROW = 4  # class, its examples, how many were taken for it, how many of those rightly
+
+Rows = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,8 @@ class Measured:
     examples: int
     loss: float
     accuracy: float
-    histogram: tuple[tuple[int, ...], ...] | None = None  # (bin, class 0, class 1), summed; two classes only
+    histogram: Rows | None = None  # (bin, class 0, class 1), summed; two classes only
+    classes: Rows | None = None  # (class, its examples, taken for it, rightly), summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +57,36 @@ def judge(pairs: Mapping[str, tuple[Evaluation, Evaluation]], *, tolerance: floa
 
 def plausible(evaluation: Evaluation) -> bool:
     """Whether the figures can be those of any data: a device may claim what it likes."""
-    rows = evaluation.histogram
     if not (
         0 <= evaluation.correct <= evaluation.examples and evaluation.examples > 0 <= evaluation.loss_sum
     ):
         return False
+    return _plausible_histogram(evaluation) and _plausible_classes(evaluation)
+
+
+def _plausible_histogram(evaluation: Evaluation) -> bool:
+    rows = evaluation.histogram
     if rows is None:
         return True
-    if any(len(row) != _ROW or min(row) < 0 for row in rows):
+    return _in_order(rows, _HISTOGRAM_ROW) and sum(row[1] + row[2] for row in rows) == evaluation.examples
+
+
+def _plausible_classes(evaluation: Evaluation) -> bool:
+    rows = evaluation.classes
+    if rows is None:
+        return True
+    if not _in_order(rows, _CLASS_ROW) or any(row[3] > min(row[1], row[2]) for row in rows):
         return False
-    bins = [row[0] for row in rows]
-    return sum(row[1] + row[2] for row in rows) == evaluation.examples and bins == sorted(set(bins))
+    sums = [sum(row[column] for row in rows) for column in range(1, _CLASS_ROW)]
+    return sums == [evaluation.examples, evaluation.examples, evaluation.correct]
+
+
+def _in_order(rows: Rows, length: int) -> bool:
+    """Whether rows have that many counts each, and what they are about rises."""
+    if any(len(row) != length or min(row) < 0 for row in rows):
+        return False
+    places = [row[0] for row in rows]
+    return places == sorted(set(places))
 
 
 def total(evaluations: list[Evaluation]) -> Measured:
@@ -73,19 +96,23 @@ def total(evaluations: list[Evaluation]) -> Measured:
         evaluations: At least one, each with at least one example, in a fixed order.
     """
     examples = sum(e.examples for e in evaluations)
-    histograms = [e.histogram for e in evaluations if e.histogram is not None]
     return Measured(
         examples=examples,
         loss=sum(e.loss_sum for e in evaluations) / examples,
         accuracy=sum(e.correct for e in evaluations) / examples,
-        histogram=_add(histograms) if len(histograms) == len(evaluations) else None,
+        histogram=_add([e.histogram for e in evaluations]),
+        classes=_add([e.classes for e in evaluations]),
     )
 
 
-def _add(histograms: list[tuple[tuple[int, ...], ...]]) -> tuple[tuple[int, ...], ...]:
+def _add(tables: list[Rows | None]) -> Rows | None:
+    """The rows' counts added by what they are about; None when a device gave none."""
+    given = [table for table in tables if table is not None]
+    if len(given) < len(tables):
+        return None
     counts: dict[int, list[int]] = {}
-    for place, negatives, positives in chain.from_iterable(histograms):
-        sums = counts.setdefault(place, [0, 0])
-        sums[0] += negatives
-        sums[1] += positives
+    for place, *row in chain.from_iterable(given):
+        sums = counts.setdefault(place, [0] * len(row))
+        for column, count in enumerate(row):
+            sums[column] += count
     return tuple((place, *sums) for place, sums in sorted(counts.items()))

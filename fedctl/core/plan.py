@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fedctl.core.errors import UsageError
+from fedctl.core.training import TrainWishes, check_positive, check_training, train_settings
 from fedctl.core.until import Until
 from fedctl_wire.manifest import Manifest
-from fedctl_wire.messages import BaseModel, Cohort, Plan, RoundRules, TaskKind, TrainSettings
+from fedctl_wire.messages import BaseModel, Cohort, Plan, RoundRules, TaskKind
 
-_MOST = 10**9  # epochs or examples; far from what a signed plan can hold
 _LONGEST_S = 365 * 24 * 3600
 
 
-@dataclass(frozen=True, slots=True)
-class RoundWishes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundWishes(TrainWishes):
     """What was asked for on the command line; None means the model's or the tool's default."""
 
-    local_epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    momentum: float | None = None
     quorum: int | None = None
     deadline_s: float = 600.0
     tolerance: float = 0.05
     until: str | None = None
     seed: int | None = None
-    max_examples: int | None = None
     max_update_norm: float | None = None
 
 
@@ -73,7 +68,9 @@ def round_plan(
         seed=seed,
         cohort=Cohort.of(train),
         holdout=Cohort.of(holdout),
-        train=_train_settings(manifest.defaults, wishes),
+        train=train_settings(
+            manifest.defaults, wishes, classes=manifest.classes, weighted=manifest.takes_class_weights
+        ),
         rules=RoundRules(
             quorum=quorum_of(wishes, len(train)),
             deadline_s=wishes.deadline_s,
@@ -106,35 +103,16 @@ def check_wishes(wishes: RoundWishes) -> None:
     Raises:
         UsageError: Naming the option that is out of range.
     """
-    ranges = {
-        "--local-epochs": (wishes.local_epochs, _MOST),
-        "--batch-size": (wishes.batch_size, _MOST),
-        "--lr": (wishes.lr, math.inf),
-        "--deadline": (wishes.deadline_s, _LONGEST_S),
-        "--max-examples": (wishes.max_examples, _MOST),
-        "--max-update-norm": (wishes.max_update_norm, math.inf),
-    }
-    for option, (value, most) in ranges.items():
-        if value is None:
-            continue
-        if not 0 < value < math.inf:
-            raise UsageError(f"{option} is {value}; it must be greater than 0")
-        if value > most:
-            raise UsageError(f"{option} is {value}; it must be at most {most}")
-    if wishes.momentum is not None and not 0 <= wishes.momentum < 1:
-        raise UsageError(f"--momentum is {wishes.momentum}; it must be from 0 to below 1")
+    check_training(wishes)
+    check_positive(
+        {
+            "--deadline": (wishes.deadline_s, _LONGEST_S),
+            "--max-update-norm": (wishes.max_update_norm, math.inf),
+        }
+    )
     if not (math.isfinite(wishes.tolerance) and wishes.tolerance >= 0):
         raise UsageError(f"--tolerance is {wishes.tolerance}; it must be 0 or more")
     if wishes.seed is not None and not 0 <= wishes.seed < 2**53:
         raise UsageError(f"--seed is {wishes.seed}; it must be from 0 to 2^53 - 1")
     if wishes.until is not None:
         Until.parse(wishes.until)
-
-
-def _train_settings(defaults: TrainSettings, wishes: RoundWishes) -> TrainSettings:
-    wished = {
-        name: getattr(wishes, name)
-        for name in ("local_epochs", "batch_size", "lr", "momentum", "max_examples")
-        if getattr(wishes, name) is not None
-    }
-    return replace(defaults, **wished)

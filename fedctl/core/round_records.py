@@ -133,3 +133,5 @@ class RoundSummary:
     ended_at: str | None
     duration_s: float | None
     dropped: tuple[RoundDevice, ...] = ()
+    macro_f1: float | None = None
+    macro_f1_before: float | None = None

@@ -11,14 +11,14 @@ from typing import Self
 
 from fedctl.core.errors import UsageError
 
-METRICS = ("loss", "accuracy", "auroc")
+METRICS = ("loss", "accuracy", "macro_f1", "auroc")
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     ">": operator.gt,
     "<=": operator.le,
     "<": operator.lt,
 }
-_EXPRESSION = re.compile(r"\s*([a-z]+)\s*(>=|>|<=|<)\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*")
+_EXPRESSION = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(>=|>|<=|<)\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*")
 _FORM = "use METRIC OPERATOR NUMBER, for example 'auroc>=0.85'"
 
 

@@ -26,3 +26,19 @@ def auroc(histogram: Sequence[Sequence[int]]) -> float | None:
         twice += positive * (2 * below + negative)
         below += negative
     return twice / (2 * total)
+
+
+def macro_f1(classes: Sequence[Sequence[int]]) -> float | None:
+    """Mean F1 of the classes, each counting the same however rare it is.
+
+    F1 is the harmonic mean of precision and recall, 2 * rightly / (examples + taken). A class that no
+    example has and none was taken for is left out.
+
+    Args:
+        classes: Rows (class, its examples, how many were taken for it, how many of those rightly).
+
+    Returns:
+        A number in [0, 1], None when there is no example at all.
+    """
+    scores = [2 * rightly / (own + taken) for _, own, taken, rightly in classes if own + taken]
+    return sum(scores) / len(scores) if scores else None

@@ -14,7 +14,7 @@ from fedctl.core.progress import Note, Observer, RoundEnded, RoundStarted
 from fedctl.core.records import Device, Role
 from fedctl.core.round_records import Round, RoundDevice, RoundPhase, RoundSummary, Stage
 from fedctl.core.selector import Selector, without_maintenance
-from fedctl.core.until import Until
+from fedctl.core.until import METRICS, Until
 from fedctl.ops.models import resolve
 from fedctl.ops.session import FleetSession
 from fedctl.ops.training.driver import RoundDriver
@@ -67,7 +67,7 @@ class Run:
             summaries.append(summary)
             if summary.phase is not RoundPhase.PUBLISHED or summary.result_version is None:
                 return summaries, None if until is None else False
-            metrics = {"loss": summary.loss, "accuracy": summary.accuracy, "auroc": summary.auroc}
+            metrics = {metric: getattr(summary, metric) for metric in METRICS}
             if until is not None and until.met(metrics):
                 return summaries, True
             base = _bundle(self._session, summary.model, summary.result_version)

@@ -9,7 +9,7 @@ from fedctl.core.gate import Measured
 from fedctl.core.records import Role
 from fedctl.core.round_machine import NOT_NEEDED, UNUSED, Member, RoundState
 from fedctl.core.round_records import Round, RoundDevice, RoundPhase, RoundSummary, Stage, Task
-from fedctl.models.metrics import auroc
+from fedctl.models.metrics import auroc, macro_f1
 from fedctl.ops.round_results import RoundDetail, RoundDeviceReport
 from fedctl.store import ReadStore
 from fedctl_wire.codec import Json, decode, from_json, to_json
@@ -58,14 +58,15 @@ def load_evaluations(store: ReadStore, round_: Round) -> Evaluations:
 
 
 def measured_json(measured: Measured | None) -> Json:
-    """A measurement as it is kept with a round or version, its histogram turned into the AUROC."""
+    """A measurement as it is kept with a round or version, its counts turned into AUROC and macro-F1."""
     if measured is None:
         return None
-    histogram = measured.histogram
+    histogram, classes = measured.histogram, measured.classes
     return {
         "examples": measured.examples,
         "loss": measured.loss,
         "accuracy": measured.accuracy,
+        "macro_f1": macro_f1(classes) if classes is not None else None,
         "auroc": auroc(histogram) if histogram is not None else None,
     }
 
@@ -95,6 +96,8 @@ def summarise(store: ReadStore, round_: Round) -> RoundSummary:
         accuracy=candidate.get("accuracy"),
         auroc=candidate.get("auroc"),
         auroc_before=base.get("auroc"),
+        macro_f1=candidate.get("macro_f1"),
+        macro_f1_before=base.get("macro_f1"),
         bytes_up=totals.bytes_up,
         bytes_down=totals.bytes_down,
         started_at=round_.started_at,
