@@ -7,6 +7,8 @@ the same examples.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -151,7 +153,7 @@ def _has_missing(x: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def _windows(rows: Rows, source: Source) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
     spec, window = source.spec, source.spec.window or 1
-    rows = _in_sequence(rows)
+    rows = in_sequence(rows)
     starts = _starts(rows, spec)
     labels = _majority(rows.y, starts, window)
     usable = labels != UNLABELLED
@@ -165,7 +167,7 @@ def _windows(rows: Rows, source: Source) -> tuple[NDArray[np.float32], NDArray[n
     return _cut(rows.x, starts[chosen], window, source), labels[chosen], train
 
 
-def _in_sequence(rows: Rows) -> Rows:
+def in_sequence(rows: Rows) -> Rows:
     """The rows group by group, each in the order of time."""
     keys = [key for key in (rows.time, rows.group) if key is not None]
     if not keys:
@@ -178,11 +180,40 @@ def usual_distance(rows: Rows) -> float | None:
     """Seconds between neighbouring rows of a group, the median; None without times."""
     if rows.time is None or len(rows.time) < 2:
         return None
-    steps = np.diff(rows.time)
-    if rows.group is not None:
-        steps = steps[np.diff(rows.group) == 0]
+    steps = _pauses(rows)[~_new_group(rows)]
     steps = steps[steps > 0]
     return float(np.median(steps)) if len(steps) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Pauses within a group that are longer than usual; rows are in sequence."""
+
+    longer_than_s: float
+    count: int
+    longest_s: float  # 0 without any
+
+
+def gaps(rows: Rows, spec: SourceSpec) -> Gaps | None:
+    """The gaps of rows in sequence; None without times."""
+    longest = gap_of(rows, spec)
+    if longest is None:
+        return None
+    pauses = _pauses(rows)[~_new_group(rows)]
+    long = pauses[pauses > longest]
+    return Gaps(longest, len(long), float(long.max()) if len(long) else 0.0)
+
+
+def _new_group(rows: Rows) -> NDArray[np.bool_]:
+    """Whether each row but the first belongs to another group than the one before it."""
+    if rows.group is None:
+        return np.zeros(max(0, len(rows.y) - 1), np.bool_)
+    return np.asarray(np.diff(rows.group) != 0)
+
+
+def _pauses(rows: Rows) -> NDArray[np.float64]:
+    """Seconds between each row but the first and the one before it; 0 without times."""
+    return np.zeros(max(0, len(rows.y) - 1)) if rows.time is None else np.diff(rows.time)
 
 
 def gap_of(rows: Rows, spec: SourceSpec) -> float | None:
@@ -196,12 +227,8 @@ def gap_of(rows: Rows, spec: SourceSpec) -> float | None:
 def _starts(rows: Rows, spec: SourceSpec) -> Index:
     """Where windows begin, in stretches that neither a gap nor another group interrupts."""
     window = spec.window or 1
-    broken = np.zeros(len(rows.y) - 1, np.bool_) if len(rows.y) > 1 else np.zeros(0, np.bool_)
-    if rows.group is not None:
-        broken |= np.diff(rows.group) != 0
-    gap = gap_of(rows, spec)
-    if rows.time is not None and gap is not None:
-        broken |= np.diff(rows.time) > gap
+    longest = gap_of(rows, spec)
+    broken = _new_group(rows) | (_pauses(rows) > (np.inf if longest is None else longest))
     begins = np.concatenate([[0], np.flatnonzero(broken) + 1])
     lengths = np.diff(np.append(begins, len(rows.y)))
     counts = np.maximum(0, (lengths - window) // spec.step + 1)
