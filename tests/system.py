@@ -1,8 +1,8 @@
-"""The SSH test bed: a real OpenSSH server on a loopback port, for a user that exists only meanwhile.
+"""The SSH test bed: real OpenSSH and Dropbear servers on loopback, for a user that exists only meanwhile.
 
-Needs root. Enabled by CI=true or SYSTEM_TESTS=1, because it adds a user and, where OpenSSH's server is not
+Needs root. Enabled by CI=true or SYSTEM_TESTS=1, because it adds a user and, where a server is not
 installed, unpacks Debian's package into a temporary directory: nothing is installed and no service starts.
-Everything is removed at the end.
+Everything is removed at the end; what a killed run left behind, at the start of the next one.
 
     with ssh_bed() as bed:                    # or the session fixture `bed`, imported in a conftest.py
         key = bed.authorize(bed.bridge_command(socket_path))
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,9 @@ import pytest
 HOW_TO_ENABLE = "enable with: sudo SYSTEM_TESTS=1 make test"
 PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled into Debian's sshd, as is its user `sshd`
 PATIENCE_S = 20.0
+_USER_PREFIX, _BED_PREFIX = "fedctl-test-", "fedctl-ssh-"
+_LOCK_NAME = "lock"  # in a bed's directory, held while the bed is in use
+_YOUNG_S = 600.0  # a bed without a lock that is younger may be one that is just being made
 
 
 def system_tests_enabled() -> bool:
@@ -103,27 +106,46 @@ def _prepared_for_sshd() -> Iterator[None]:
 @functools.cache
 def _unpacked_sshd() -> SshdProgram:
     """Debian's package, fetched and unpacked once a process; removed when that ends."""
-    root = Path(tempfile.mkdtemp(prefix="fedctl-openssh-"))
-    atexit.register(shutil.rmtree, root)
-    root.chmod(0o755)
-    archives = root / "archives"
-    (archives / "partial").mkdir(parents=True)
-    if shutil.which("apt-get") is None:
-        pytest.skip("no sshd here and no apt-get to fetch one: install openssh-server")
-    try:
-        _download("openssh-server", archives)
-        for archive in archives.glob("*.deb"):
-            _command("dpkg-deb", "--extract", str(archive), str(root))
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-        pytest.skip(f"no sshd here, and openssh-server cannot be fetched: {reason}")
-    libraries = sorted({str(p.parent) for p in root.glob("usr/lib/**/*.so*")})
+    root = _unpacked("openssh-server")
     # Since OpenSSH 9.8 sshd starts further programs, by default from where the package would be installed.
     helpers = {"SshdSessionPath": "sshd-session", "SshdAuthPath": "sshd-auth"}
     found = {word: root / "usr/lib/openssh" / name for word, name in helpers.items()}
     directives = tuple(f"{word} {path}" for word, path in found.items() if path.exists())
-    environment = {"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {}
-    return SshdProgram(root / "usr/sbin/sshd", environment, directives)
+    return SshdProgram(root / "usr/sbin/sshd", _libraries(root), directives)
+
+
+@functools.cache
+def _dropbear_program() -> SshdProgram:
+    """The installed Dropbear, or Debian's package unpacked; skips when there is neither."""
+    installed = shutil.which("dropbear", path="/usr/sbin:/usr/local/sbin:/sbin")
+    if installed and shutil.which("dropbearkey"):
+        return SshdProgram(Path(installed), {}, ())
+    root = _unpacked("dropbear-bin")
+    return SshdProgram(root / "usr/sbin/dropbear", _libraries(root), ())
+
+
+def _unpacked(package: str) -> Path:
+    """A directory with Debian's package and what it lacks here; removed when the process ends."""
+    if shutil.which("apt-get") is None:
+        pytest.skip(f"no {package} here and no apt-get to fetch it")
+    root = Path(tempfile.mkdtemp(prefix="fedctl-unpacked-"))
+    atexit.register(shutil.rmtree, root)
+    root.chmod(0o755)
+    archives = root / "archives"
+    (archives / "partial").mkdir(parents=True)
+    try:
+        _download(package, archives)
+        for archive in archives.glob("*.deb"):
+            _command("dpkg-deb", "--extract", str(archive), str(root))
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+        pytest.skip(f"no {package} here, and it cannot be fetched: {reason}")
+    return root
+
+
+def _libraries(root: Path) -> dict[str, str]:
+    found = sorted({str(p.parent) for p in root.glob("usr/lib/**/*.so*")})
+    return {"LD_LIBRARY_PATH": ":".join(found)} if found else {}
 
 
 def _download(package: str, archives: Path) -> None:
@@ -138,12 +160,22 @@ def _download(package: str, archives: Path) -> None:
 
 
 class Sshd:
-    """One server on one loopback address and port, which lets in the keys of `authorized_keys`."""
+    """One server on one loopback address and port, which lets in the keys of `authorized_keys`.
+
+    `directives` go before the others in its configuration, so that they win.
+    """
 
     def __init__(
-        self, program: SshdProgram, directory: Path, *, address: str = "127.0.0.1", port: int | None = None
+        self,
+        program: SshdProgram,
+        directory: Path,
+        *,
+        address: str = "127.0.0.1",
+        port: int | None = None,
+        directives: Sequence[str] = (),
     ) -> None:
         directory.mkdir(mode=0o755)
+        self._directives = tuple(directives)
         self.address = address
         self.port = port or free_port(address)
         self.authorized_keys = directory / "authorized_keys"
@@ -173,10 +205,12 @@ class Sshd:
 
     def start(self) -> None:
         """Start it and wait until it listens."""
-        command = [self.program.path, "-D", "-e", "-f", self._config]
+        command = self._command()
         with self._log.open("ab") as log:
             environment = {**os.environ, **self.program.environment}
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=environment)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
         eventually(self._listens, f"sshd listens: {self.log}")
 
     def stop(self) -> None:
@@ -190,15 +224,20 @@ class Sshd:
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)
 
+    def _command(self) -> list[str]:
+        return [str(self.program.path), "-D", "-e", "-f", str(self._config)]
+
     def _listens(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"sshd ended: {self.log}"
-        with socket.socket() as probe:
+        with _loopback_socket(self.address) as probe:
             return probe.connect_ex((self.address, self.port)) == 0
 
     def _configure(self) -> None:
+        place = f"[{self.address}]" if ":" in self.address else self.address
         lines = [
-            f"ListenAddress {self.address}:{self.port}",
+            *self._directives,
+            f"ListenAddress {place}:{self.port}",
             f"HostKey {self._host_key_path}",
             f"AuthorizedKeysFile {self.authorized_keys}",
             "StrictModes no",  # the directories belong to root, the login to the test user
@@ -211,6 +250,35 @@ class Sshd:
             *self.program.directives,
         ]
         self._config.write_text("\n".join(lines) + "\n")
+
+
+class Dropbear(Sshd):
+    """The small server of many boards; it lets in the keys of the user's own `~/.ssh/authorized_keys`."""
+
+    def __init__(self, directory: Path, home: Path, *, address: str, options: Sequence[str] = ()) -> None:
+        self._options = tuple(options)
+        super().__init__(_dropbear_program(), directory, address=address)
+        self.authorized_keys.unlink()
+        self.authorized_keys = home / ".ssh" / "authorized_keys"
+
+    def new_host_key(self) -> None:
+        """Take another host key, in Dropbear's own form; in force from the next start."""
+        self._host_key_path.unlink(missing_ok=True)
+        maker = shutil.which("dropbearkey") or str(self.program.path.parents[1] / "bin" / "dropbearkey")
+        environment = {**os.environ, **self.program.environment}
+        words = [maker, "-t", "ed25519", "-f", str(self._host_key_path)]
+        done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+        (line,) = [text for text in done.stdout.splitlines() if text.startswith("ssh-")]
+        self._host_key_path.with_suffix(".pub").write_text(f"{line}\n")
+
+    def _command(self) -> list[str]:
+        where = f"{self.address}:{self.port}"
+        pid_file = self._config.with_name("pid")
+        words = [str(self.program.path), "-F", "-E", "-s", "-p", where, "-r", str(self._host_key_path)]
+        return [*words, "-P", str(pid_file), *self._options]
+
+    def _configure(self) -> None:
+        """It has no configuration file."""
 
 
 class SshBed:
@@ -273,12 +341,15 @@ def ssh_bed() -> Iterator[SshBed]:
     """Make user, keys and server; skips where system tests are not enabled."""
     if not system_tests_enabled():
         pytest.skip(f"needs root, a test user and sshd; {HOW_TO_ENABLE}")
+    remove_stale_beds()
     with contextlib.ExitStack() as undo:
-        directory = Path(tempfile.mkdtemp(prefix="fedctl-ssh-"))
+        directory = Path(tempfile.mkdtemp(prefix=_BED_PREFIX))
         undo.callback(shutil.rmtree, directory)
         directory.chmod(0o711)
+        lock = undo.enter_context((directory / _LOCK_NAME).open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it up however this process ends
         program = undo.enter_context(sshd_program())
-        user = f"fedctl-test-{secrets.token_hex(4)}"
+        user = f"{_USER_PREFIX}{secrets.token_hex(4)}"
         home = directory / "home"
         # A password of "*" admits none but, unlike the default "!", does not lock the account for keys.
         _command("useradd", "-m", "-d", str(home), "-s", "/bin/bash", "-p", "*", user)
@@ -304,10 +375,14 @@ def make_key(path: Path, *, passphrase: str = "") -> Path:
 
 def free_port(address: str) -> int:
     """A port that nobody listens on at `address` right now."""
-    with socket.socket() as probe:
+    with _loopback_socket(address) as probe:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _loopback_socket(address: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
 
 
 def python_for_all() -> Path:
@@ -326,6 +401,40 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
                 child.send_signal(signal.SIGKILL)
     process.kill()
     process.wait()
+
+
+def remove_stale_beds() -> None:
+    """End the servers of test runs that were killed, and remove their users and directories."""
+    users = {Path(entry.pw_dir): entry.pw_name for entry in pwd.getpwall() if _is_test_user(entry)}
+    directories = {home.parent for home in users} | set(Path(tempfile.gettempdir()).glob(f"{_BED_PREFIX}*"))
+    for directory in sorted(directories):
+        if not _abandoned(directory):
+            continue
+        for process in psutil.process_iter(["cmdline"]):
+            if f"{directory}/" in " ".join(process.info["cmdline"] or ()):  # sshd's is one rewritten title
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        if directory / "home" in users:
+            with contextlib.suppress(KeyError, subprocess.CalledProcessError):  # another run was faster
+                _remove_user(users[directory / "home"])
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_test_user(entry: pwd.struct_passwd) -> bool:
+    home = Path(entry.pw_dir)
+    return entry.pw_name.startswith(_USER_PREFIX) and home.parent.name.startswith(_BED_PREFIX)
+
+
+def _abandoned(directory: Path) -> bool:
+    """Whether the process that made this bed has ended."""
+    try:
+        with (directory / _LOCK_NAME).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return not directory.exists() or time.time() - directory.stat().st_mtime > _YOUNG_S
+    return True
 
 
 def _remove_user(user: str) -> None:
