@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     import argparse
 
-_LOCKED, _TRUST, _CONFIG = 7, 8, 10
+_USAGE, _LOCKED, _TRUST, _CONFIG = 2, 7, 8, 10
 
 
 def main() -> None:
@@ -46,6 +46,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
             command.add_argument("--socket", type=Path, metavar="PATH", help="default: agent.sock in DIR")
         if name == "serve":
             command.add_argument("--group", action="store_true", help="let the socket's group connect, too")
+    text = "open this device to one enrolment over HTTPS; print the one-time token for it"
+    enrol = commands.add_parser("enrol", help=text, description=text)
+    enrol.add_argument("--state-dir", type=Path, metavar="DIR", help="default: this machine's, or the user's")
+    enrol.add_argument(
+        "--listen", metavar="ADDRESS:PORT", help="where to listen; default: as before, else 0.0.0.0:7443"
+    )
     dial = commands.add_parser("dial-stdio", help="connect stdin and stdout to the daemon's socket")
     dial.add_argument("--socket", required=True, metavar="PATH")
     return parser.parse_args(words)
@@ -93,12 +99,31 @@ def _keygen(options: argparse.Namespace) -> None:
     sys.stdout.write(keygen(StateDir(options.state_dir.absolute())) + "\n")
 
 
+def _enrol(options: argparse.Namespace) -> None:
+    from fedctl_agent.enrol import default_state_dir, enrol
+    from fedctl_agent.settings import Address
+    from fedctl_agent.state import StateDir
+    from fedctl_wire.errors import WireError
+
+    try:
+        listen = None if options.listen is None else Address.parse(options.listen)
+    except WireError as error:
+        _fail(f"--listen: {error}", _USAGE)
+    options.state_dir = options.state_dir or default_state_dir()
+    opened = enrol(StateDir(options.state_dir.absolute()), listen)
+    sys.stdout.write(opened.token + "\n")
+    sys.stdout.flush()  # it stands above the explanation also where both go to one file
+    sys.stderr.write(opened.explanation + "\n")
+    if opened.warning:
+        sys.stderr.write(f"fedctl-agent: {opened.warning}\n")
+
+
 def _fail(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"fedctl-agent: {message}\n")
     sys.exit(code)
 
 
-_COMMANDS = {"serve": _serve, "supervise": _supervise, "stop": _stop, "keygen": _keygen}
+_COMMANDS = {"serve": _serve, "supervise": _supervise, "stop": _stop, "keygen": _keygen, "enrol": _enrol}
 
 if __name__ == "__main__":
     main()

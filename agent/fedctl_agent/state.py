@@ -45,13 +45,28 @@ class StateDir:
 
     @property
     def identity_key(self) -> Path:
-        """The private key, PEM, mode 0600; read by `keygen` and the worker only."""
+        """The private key, PEM, mode 0600; read by `keygen` and the worker, and for TLS by the daemon."""
         return self.identity / "key.pem"
 
     @property
     def identity_public(self) -> Path:
         """The public key, 64 hex characters."""
         return self.identity / "key.pub"
+
+    @property
+    def certificate(self) -> Path:
+        """What the daemon shows over TLS, PEM: self-signed until enrolment brings the root's."""
+        return self.identity / "certificate.pem"
+
+    @property
+    def authority(self) -> Path:
+        """The root's certificate, PEM: who may call over TLS. Came with the enrolment."""
+        return self.identity / "authority.pem"
+
+    @property
+    def token(self) -> Path:
+        """The hash of the one-time token of `fedctl-agent enrol`, and how often it was tried."""
+        return self.identity / "token.json"
 
     @property
     def root_key(self) -> Path:

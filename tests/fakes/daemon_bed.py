@@ -15,7 +15,7 @@ from typing import Any
 from fedctl_agent.daemon.agent import Agent
 from fedctl_agent.daemon.connection import Deadlines
 from fedctl_agent.daemon.exchange import Role
-from fedctl_agent.daemon.listener import UnixListener
+from fedctl_agent.daemon.listener import Places, UnixListener
 from fedctl_agent.daemon.routes import Router
 from fedctl_agent.state import StateDir
 from fedctl_wire.codec import encode
@@ -140,7 +140,7 @@ def served(
 ) -> Iterator[Agent]:
     """Serve the bed's state directory from a thread of this process, with a fake worker process."""
     agent = Agent(bed.state, worker_command=worker)
-    listener = UnixListener(bed.state.socket, Router(agent), deadlines=deadlines, connections=connections)
+    listener = UnixListener(bed.state.socket, Router(agent), places=Places(connections), deadlines=deadlines)
     if role is not None:
         listener.role = role  # type: ignore[misc]
     stopping = threading.Event()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedctl_agent import __version__
 from fedctl_agent.daemon.blobs import Blobs
+from fedctl_agent.daemon.data import Data
 from fedctl_agent.daemon.errors import ApiError
 from fedctl_agent.daemon.logs import AgentLog, utc_now
 from fedctl_agent.daemon.policy import PolicyStore
@@ -16,6 +17,7 @@ from fedctl_agent.daemon.telemetry import Telemetry
 from fedctl_agent.daemon.trust import Trust
 from fedctl_agent.daemon.workerlink import WORKER_COMMAND, WorkerLink
 from fedctl_agent.state import StateDir
+from fedctl_agent.tokens import Tokens
 from fedctl_wire.codec import Json
 from fedctl_wire.messages import Health
 
@@ -35,10 +37,13 @@ class Agent:
         self.log = AgentLog(state.log)
         self.worker = WorkerLink(state, worker_command, self.log)
         self.trust = Trust(state, self.worker, self.log)
+        self.tokens = Tokens(state)
+        self.https: Json = {"address": None, "error": None}  # where it listens, and why it does not
         self.policy = PolicyStore(state)
         self.blobs = Blobs(state.blobs)
         self.slots = Slots(state.models, self.blobs)
         self.telemetry = Telemetry(state.path)
+        self.data = Data(state, self.log)
         self.tasks = Tasks(
             state,
             worker=self.worker,
@@ -70,6 +75,7 @@ class Agent:
             "fleet": identity.fleet,
             "roster_serial": identity.roster_serial,
             "agent": {**self.telemetry.agent(), "worker_pid": self.worker.pid},
+            "https": self.https,
             "models": self.slots.listing(),
             "task": self.tasks.current(),
             "spool": self.tasks.spool(),

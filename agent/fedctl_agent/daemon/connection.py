@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 from urllib.parse import parse_qsl
 
 import h11
@@ -32,6 +32,7 @@ _DRAIN_BYTES = 1024 * KIB  # of an unread body, to keep the connection
 class Deadlines:
     """How long the other side may take."""
 
+    handshake_s: float = 10.0  # for the whole of TLS's
     idle_s: float = 75.0  # between two requests
     header_s: float = 10.0  # from a request's first byte to the end of its header
     body_s: float = 30.0  # for a body, plus its length at `body_bytes_per_s`
@@ -66,7 +67,7 @@ class Connection:
     Args:
         sock: Connected stream socket; the caller closes it.
         application: Answers a request; must not raise anything but `ConnectionError`.
-        role: Who the listener says is at the other end.
+        role: Who is at the other end, asked for each request; may raise `ApiError`.
         deadlines: How long the other side may take.
     """
 
@@ -75,7 +76,7 @@ class Connection:
         sock: socket.socket,
         application: Callable[[Request], Reply],
         *,
-        role: Role,
+        role: Callable[[], Role],
         deadlines: Deadlines,
     ) -> None:
         self.deadlines = deadlines
@@ -86,6 +87,11 @@ class Connection:
         self._turn = threading.Lock()  # whether a request is served or the connection given up: never both
         self._waiting_since: float | None = time.monotonic()
         self._given_up = False
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it is known already who is at the other end; others make room first."""
+        return True
 
     @property
     def waiting_since(self) -> float | None:
@@ -102,7 +108,8 @@ class Connection:
                 return False
             self._given_up = True
         with contextlib.suppress(OSError):  # the caller was first
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # The plain socket's: a TLS socket's own would take the keys away from the thread that uses them.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         return True
 
     def serve(self) -> None:
@@ -188,7 +195,10 @@ class Connection:
         if remaining <= 0:
             raise TimeoutError
         self._socket.settimeout(remaining)
-        self._http.receive_data(self._socket.recv(block))
+        self._http.receive_data(self._receive_block(block))
+
+    def _receive_block(self, block: int) -> bytes:
+        return self._socket.recv(block)
 
     def _read_head(self, head: h11.Request) -> Request:
         try:
@@ -224,12 +234,15 @@ class Connection:
         """Close, but first let a caller that is still sending see the answer."""
         self._waiting_since = time.monotonic()
         deadline = self._waiting_since + self.deadlines.linger_s
-        self._socket.shutdown(socket.SHUT_WR)
+        self._end_sending()
         while (remaining := deadline - time.monotonic()) > 0:
             self._socket.settimeout(remaining)
-            if not self._socket.recv(_BODY_BLOCK):
+            if not socket.socket.recv(self._socket, _BODY_BLOCK):  # as it comes, encrypted or not
                 break
         raise ConnectionClosed
+
+    def _end_sending(self) -> None:
+        socket.socket.shutdown(self._socket, socket.SHUT_WR)
 
     # ------------------------------------------------------------------ sending
 
@@ -270,11 +283,15 @@ class Connection:
                 count = min(_DRAIN_BYTES, end - position)
                 # Only the bookkeeping goes through h11: the placeholder has a length and no bytes.
                 self._http.send_with_data_passthrough(h11.Data(data=_Sized(count)))  # type: ignore[arg-type]
-                self._socket.settimeout(self.deadlines.send_s)
-                if self._socket.sendfile(file, position, count) != count:
+                if self._send_part(file, position, count) != count:
                     raise ConnectionClosed  # the file is shorter than it was: never pretend otherwise
                 position += count
         self._transmit(h11.EndOfMessage())
+
+    def _send_part(self, file: BinaryIO, position: int, count: int) -> int:
+        """Send part of a file; how much of it there was."""
+        self._socket.settimeout(self.deadlines.send_s)
+        return self._socket.sendfile(file, position, count)
 
     def _send_stream(self, reply: StreamReply, headers: list[tuple[str, str]]) -> None:
         headers += [("content-type", "application/jsonl"), ("connection", "close")]

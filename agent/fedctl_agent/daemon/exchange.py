@@ -17,10 +17,11 @@ T = TypeVar("T")
 
 
 class Role(StrEnum):
-    """Who is at the other end of a connection; its listener knows."""
+    """Who is at the other end of a connection."""
 
-    OPERATOR = "operator"
-    PEER = "peer"
+    OPERATOR = "operator"  # whoever can open the socket, or shows an operator's certificate
+    PEER = "peer"  # another device of the fleet, by its certificate
+    STRANGER = "stranger"  # anybody, over TLS, before a root is pinned
 
 
 class Body(Protocol):
@@ -48,7 +49,7 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]  # lower-case names
     body: Body
-    role: Role
+    role: Callable[[], Role]  # who is there now; `ApiError` when nobody whom this device knows
     gone: Callable[[float], bool]  # waits up to so many seconds for the caller to hang up
     parameters: Mapping[str, str] = field(default_factory=dict)  # checked parts of the path
 

@@ -1,10 +1,11 @@
-"""Listening sockets: a thread for each connection, capped, without a tick while nothing happens.
+"""Listening sockets: a thread for each connection, capped together, without a tick while nothing happens.
 
 Whoever only waits holds no place against one who wants to be served: when all are taken, the connection
-that has been waiting for a request, or for the rest of its header, longest is closed.
+that has been waiting for a handshake, a request or the rest of its header longest is closed, those of
+whom nothing is known before those who have shown who they are.
 
-`UnixListener` is the one kind there is; whatever a further kind needs of its own before the first
-byte of HTTP belongs into the connection's own thread, so that nobody can stall the accept loop.
+Whatever a kind of socket needs before the first byte of HTTP happens in the connection's own thread, so
+that nobody can stall the accept loop.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import socket
 import socketserver
 import stat
 import threading
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fedctl_agent.daemon.connection import Connection, Deadlines
 from fedctl_agent.daemon.exchange import Reply, Request, Role
@@ -27,7 +29,7 @@ from fedctl_agent.processes import AlreadyRunningError
 from fedctl_wire.codec import encode
 from fedctl_wire.messages import ErrorBody
 
-CONNECTIONS = 64  # at once; a thread each
+CONNECTIONS = 64  # at once, over all listeners; a thread each
 _REFUSED = 16  # connections kept open for a while after they were answered 503
 _ROOM_S = 1.0  # for a connection that was given up to be gone
 _BACKLOG = 128  # with 5, sshd answers "Connect failed" when many channels arrive at once
@@ -40,16 +42,121 @@ _OVERLOADED = (
 )
 
 
-class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class Places:
+    """The places of all connections of an agent, whichever listener took them. Thread-safe.
+
+    Args:
+        number: How many connections are served at once.
+    """
+
+    def __init__(self, number: int = CONNECTIONS) -> None:
+        self._free = threading.BoundedSemaphore(number)
+        self._taken: dict[socket.socket, Connection] = {}
+
+    def take(self) -> bool:
+        """Take a place, if need be that of a connection that only waits; whether there was one."""
+        return self._free.acquire(blocking=False) or self._make_room()
+
+    def enter(self, request: socket.socket, connection: Connection) -> None:
+        """The taken place is this connection's, also before its thread runs: it may have to make room."""
+        self._taken[request] = connection
+
+    def connection(self, request: socket.socket) -> Connection:
+        """The connection on an accepted socket."""
+        return self._taken[request]
+
+    def leave(self, request: socket.socket) -> None:
+        """Free the place of a connection that is over."""
+        del self._taken[request]
+        self._free.release()
+
+    def _make_room(self) -> bool:
+        waiting = [(c.trusted, c.waiting_since, c) for c in tuple(self._taken.values())]
+        candidates = [(trusted, since, c) for trusted, since, c in waiting if since is not None]
+        for _, _, connection in sorted(candidates, key=lambda candidate: candidate[:2]):
+            if connection.give_up():  # not when its request came just now
+                return self._free.acquire(timeout=_ROOM_S)
+        return False
+
+
+class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """What listeners have in common: threads, places, and an accept that never waits.
+
+    Args:
+        address: As `socket.bind` takes it.
+        application: Answers requests, in the threads of their connections.
+        places: Of all listeners together.
+        deadlines: How long callers may take.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = _BACKLOG
+
+    def __init__(
+        self,
+        address: Any,
+        application: Callable[[Request], Reply],
+        *,
+        places: Places,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self.application = application
+        self.deadlines = deadlines or Deadlines()
+        self._places = places
+        super().__init__(address, socketserver.BaseRequestHandler)  # see `finish_request`
+        self.socket.setblocking(False)
+
+    def accept(self) -> None:
+        """Take one connection, if one waits, and serve it in a thread of its own."""
+        try:
+            request, address = self.get_request()
+        except OSError:  # gone again, or no descriptor left for it
+            return
+        if not self._places.take():
+            self.refuse(request)
+            return
+        self._places.enter(request, self.connection(request))
+        try:
+            self.process_request(request, address)
+        except RuntimeError:  # the system allows no further thread
+            self._places.leave(request)
+            self.shutdown_request(request)
+
+    @abstractmethod
+    def connection(self, request: socket.socket) -> Connection:
+        """What serves an accepted socket; nothing is sent or received before its thread runs."""
+
+    def refuse(self, request: socket.socket) -> None:
+        """Turn away a caller for whom there is no place, without a thread and without waiting."""
+        request.close()
+
+    def finish_request(self, request: object, client_address: object) -> None:  # noqa: ARG002 - inherited
+        """Serve one connection, in its own thread."""
+        self._places.connection(request).serve()  # type: ignore[arg-type]
+
+    def process_request_thread(self, request: object, client_address: object) -> None:
+        """Serve one connection in its own thread and give the place back."""
+        try:
+            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+        finally:
+            self._places.leave(request)  # type: ignore[arg-type]
+
+    def remove(self) -> None:
+        """Stop listening."""
+        self.server_close()
+
+
+class UnixListener(Listener):
     """Serves HTTP on a Unix socket that only its owner can open, or its group; whoever can is the operator.
 
     Args:
         path: Of the socket, of any length; a stale socket there is replaced. The caller holds the
             state directory's lock.
-        application: Answers requests, in the threads of their connections.
+        application: Answers requests.
+        places: Of all listeners together; when all of them are in the middle of a request, further
+            callers are answered 503.
         deadlines: How long callers may take.
-        connections: How many are served at once; when all of them are in the middle of a request,
-            further ones are answered 503.
         mode: Of the socket.
 
     Raises:
@@ -57,9 +164,7 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         OSError: When something else than a socket is there, or nothing can be bound.
     """
 
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = _BACKLOG
+    address_family = socket.AF_UNIX
     role: ClassVar[Role] = Role.OPERATOR
 
     def __init__(
@@ -67,19 +172,14 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         path: Path,
         application: Callable[[Request], Reply],
         *,
+        places: Places | None = None,
         deadlines: Deadlines | None = None,
-        connections: int = CONNECTIONS,
         mode: int = OWNER_ONLY,
     ) -> None:
-        self.application = application
-        self.deadlines = deadlines or Deadlines()
         self._path = path
         self._mode = mode
-        self._slots = threading.BoundedSemaphore(connections)
-        self._connections: dict[socket.socket, Connection] = {}
         self._refused: deque[socket.socket] = deque()
-        super().__init__(str(path), socketserver.BaseRequestHandler)  # see `finish_request`
-        self.socket.setblocking(False)
+        super().__init__(str(path), application, places=places or Places(), deadlines=deadlines)
 
     def server_bind(self) -> None:
         """Bind under the mode that the socket keeps, so that nobody else can connect in between."""
@@ -91,27 +191,12 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         finally:
             os.umask(previous)
 
-    def accept(self) -> None:
-        """Take one connection, if one waits, and serve it in a thread of its own."""
-        try:
-            request, address = self.get_request()
-        except OSError:  # gone again, or no descriptor left for it
-            return
-        if not self._slots.acquire(blocking=False) and not self._make_room():
-            self._refuse(request)
-            return
-        # Known before its thread runs: of many that arrive at once any may have to make room.
-        self._connections[request] = Connection(
-            request, self.application, role=self.role, deadlines=self.deadlines
-        )
-        try:
-            self.process_request(request, address)
-        except RuntimeError:  # the system allows no further thread
-            self._forget(request)
-            self.shutdown_request(request)
+    def connection(self, request: socket.socket) -> Connection:
+        """Plain HTTP from the first byte on."""
+        return Connection(request, self.application, role=lambda: self.role, deadlines=self.deadlines)
 
-    def _refuse(self, request: socket.socket) -> None:
-        """Answer without a thread; whoever is still sending sees the answer because nothing is reset yet."""
+    def refuse(self, request: socket.socket) -> None:
+        """Answer 503; whoever is still sending sees the answer because nothing is reset yet."""
         with contextlib.suppress(OSError):
             request.send(_OVERLOADED, socket.MSG_DONTWAIT)
             request.shutdown(socket.SHUT_WR)
@@ -119,32 +204,9 @@ class UnixListener(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         if len(self._refused) > _REFUSED:
             self._refused.popleft().close()
 
-    def finish_request(self, request: object, client_address: object) -> None:  # noqa: ARG002 - inherited
-        """Serve one connection, in its own thread."""
-        self._connections[request].serve()  # type: ignore[index]
-
-    def process_request_thread(self, request: object, client_address: object) -> None:
-        """Serve one connection in its own thread and give the slot back."""
-        try:
-            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
-        finally:
-            self._forget(request)
-
-    def _forget(self, request: object) -> None:
-        del self._connections[request]  # type: ignore[arg-type]
-        self._slots.release()
-
-    def _make_room(self) -> bool:
-        """Give up the connection that has waited longest, and take its place."""
-        waiting = [(c.waiting_since, c) for c in tuple(self._connections.values())]
-        for _, connection in sorted(((s, c) for s, c in waiting if s is not None), key=lambda pair: pair[0]):
-            if connection.give_up():  # not when its request came just now
-                return self._slots.acquire(timeout=_ROOM_S)
-        return False
-
     def remove(self) -> None:
         """Stop listening and remove the socket's path."""
-        self.server_close()
+        super().remove()
         while self._refused:
             self._refused.pop().close()
         self._path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from fedctl_agent.daemon.exchange import FileReply, JsonReply, Reply, Request, R
 from fedctl_agent.daemon.logs import PRIORITIES
 from fedctl_agent.daemon.slots import manifest_of
 from fedctl_agent.state import NO_ROOM
+from fedctl_agent.tokens import TokenError
 from fedctl_wire.codec import dump_bytes
 from fedctl_wire.errors import WireError
 from fedctl_wire.messages import EnrolmentRequest
@@ -84,8 +85,9 @@ class Router:
         raise ApiError(405, "method", message, headers={"Allow": allowed})
 
     def _check_caller(self, route: Route, request: Request) -> None:
-        if request.role not in route.roles:
-            raise ApiError(403, "role", f"a {request.role.value} may not use {route.method} {route.path}")
+        role = request.role()
+        if role not in route.roles:
+            raise ApiError(403, "role", f"a {role.value} may not use {route.method} {route.path}")
         if not route.unenrolled and not self._agent.trust.enrolled:
             raise ApiError(
                 403, "not_enrolled", "this device is not enrolled", hint="enrol it: fedctl devices add"
@@ -117,7 +119,15 @@ def _identity(agent: Agent, _request: Request) -> Reply:
 
 
 def _enrol(agent: Agent, request: Request) -> Reply:
-    return JsonReply(agent.trust.enrol(request.decode(EnrolmentRequest)))
+    if request.role() is not Role.STRANGER:
+        return JsonReply(agent.trust.enrol(request.decode(EnrolmentRequest)))
+    try:
+        agent.tokens.check(request.headers.get("authorization"))
+    except TokenError as error:
+        hint, challenge = "at the device: fedctl-agent enrol", {"WWW-Authenticate": "Bearer"}
+        raise ApiError(401, "token", str(error), hint=hint, headers=challenge) from error
+    identity = agent.trust.enrol(request.decode(EnrolmentRequest), before_pinning=agent.tokens.use_up)
+    return JsonReply(identity, headers={"Connection": "close"})  # from now on a certificate is asked for
 
 
 def _put_roster(agent: Agent, request: Request) -> Reply:
@@ -155,6 +165,10 @@ def _logs(agent: Agent, request: Request) -> Reply:
         raise ApiError(400, "malformed", f"priority is not one of {known}", subject="priority")
     follow = request.gone if request.flag("follow") else None
     return StreamReply(agent.log.lines(since=request.query.get("since", ""), priority=priority, gone=follow))
+
+
+def _data(agent: Agent, _request: Request) -> Reply:
+    return JsonReply(agent.data.report(agent.policy.effective()))
 
 
 # ------------------------------------------------------------------ blobs and models
@@ -272,16 +286,18 @@ _PARAMETERS: Mapping[str, Callable[[str], str]] = {
 }
 
 _ANYONE = frozenset(Role)
+_NEWCOMERS = frozenset({Role.OPERATOR, Role.STRANGER})
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/health", _health, _ANYONE, unenrolled=True),
-    Route("GET", "/v1/identity", _identity, unenrolled=True),
-    Route("PUT", "/v1/enrolment", _enrol, unenrolled=True),
+    Route("GET", "/v1/identity", _identity, _NEWCOMERS, unenrolled=True),
+    Route("PUT", "/v1/enrolment", _enrol, _NEWCOMERS, unenrolled=True),
     Route("PUT", "/v1/roster", _put_roster),
     Route("PUT", "/v1/policy", _put_policy),
     Route("GET", "/v1/status", _status),
     Route("GET", "/v1/telemetry", _telemetry),
     Route("GET", "/v1/logs", _logs),
+    Route("GET", "/v1/data", _data),
     Route("HEAD", "/v1/blobs/{sha256}", _head_blob),
     Route("PATCH", "/v1/blobs/{sha256}", _patch_blob),
     Route("PUT", "/v1/models/{name}/{version}", _put_model),

@@ -1,7 +1,7 @@
 """`fedctl-agent serve`: one daemon a state directory, from taking its lock to letting it go.
 
 The main thread waits in one blocking selector for connections and for the pipe that a signal writes
-to; nothing ticks while nothing happens.
+to; nothing ticks while nothing happens. SIGTERM and SIGINT end it, SIGHUP has it read `agent.toml` again.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ import contextlib
 import os
 import selectors
 import signal
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedctl_agent import __version__
 from fedctl_agent.daemon.agent import Agent
 from fedctl_agent.daemon.connection import Deadlines
-from fedctl_agent.daemon.listener import CONNECTIONS, OWNER_ONLY, UnixListener
+from fedctl_agent.daemon.https import Https, make_identity
+from fedctl_agent.daemon.listener import CONNECTIONS, OWNER_ONLY, Listener, Places, UnixListener
 from fedctl_agent.daemon.routes import Router
 from fedctl_agent.daemon.workerlink import WORKER_COMMAND, WorkerGoneError
-from fedctl_agent.processes import agent_command, child_environment, held_lock
+from fedctl_agent.processes import held_lock
 from fedctl_agent.state import StateDir
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PIPE_BYTES = 4096
 
 
 def serve(
@@ -41,7 +44,7 @@ def serve(
         socket_mode: Who may connect: its owner, or with 0660 its group, too.
         worker_command: What to start as worker.
         deadlines: How long callers may take.
-        connections: How many are served at once.
+        connections: How many are served at once, over socket and HTTPS together.
 
     Raises:
         AlreadyRunningError: When a daemon serves this state directory, or another server the socket.
@@ -50,64 +53,66 @@ def serve(
     """
     state = StateDir(state_dir.absolute())
     state.create()
-    with held_lock(state.run_lock, what="an agent"), _stop_pipe() as stopped:
+    with held_lock(state.run_lock, what="an agent"), _signal_pipe() as signals:
         if not state.identity_public.exists():
-            _make_identity(state)
+            make_identity(state)
         try:
             agent = Agent(state, worker_command=worker_command)
         except WorkerGoneError as error:
             raise OSError(str(error)) from error
         try:
+            places = Places(connections)
             listener = UnixListener(
                 (socket or state.socket).absolute(),
                 Router(agent),
+                places=places,
                 deadlines=deadlines,
-                connections=connections,
                 mode=socket_mode,
             )
             agent.log.write("info", "started", version=__version__)
-            _accept(listener, stopped)
+            https = Https(state, agent, places=places, deadlines=deadlines)
+            _accept(listener, https, signals)
+            https.close()
             listener.remove()
         finally:
             agent.close()
         agent.log.write("info", "stopped")
 
 
-def _make_identity(state: StateDir) -> None:
-    """Make the key in a process of its own, which loads what the daemon must not."""
-    command = agent_command("keygen", "--state-dir", str(state.path))
-    made = subprocess.run(
-        command,
-        env=child_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode != 0:
-        raise OSError(f"no identity key could be made: {made.stderr.strip()}")
+def _accept(unix: UnixListener, https: Https, signals: int) -> None:
+    """Accept connections until a signal says stop."""
+    while True:
+        https.follow_settings()
+        listeners = [unix, https.listener] if https.listener else [unix]
+        if _accept_until_signal(listeners, signals) != {signal.SIGHUP}:
+            return
 
 
-def _accept(listener: UnixListener, stopped: int) -> None:
+def _accept_until_signal(listeners: Sequence[Listener], signals: int) -> set[int]:
+    """Accept connections until signals arrive; which."""
     with selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
-        selector.register(stopped, selectors.EVENT_READ)
-        while not any(key.fileobj == stopped for key, _ in selector.select()):
-            listener.accept()
+        for listener in listeners:
+            selector.register(listener, selectors.EVENT_READ)
+        selector.register(signals, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if isinstance(key.fileobj, Listener):
+                    key.fileobj.accept()
+                elif arrived := set(os.read(signals, _PIPE_BYTES)) & set(_SIGNALS):
+                    return arrived
 
 
 @contextlib.contextmanager
-def _stop_pipe() -> Iterator[int]:
-    """A descriptor that becomes readable when SIGTERM or SIGINT came."""
+def _signal_pipe() -> Iterator[int]:
+    """A descriptor from which the numbers of signals can be read."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signals = (signal.SIGTERM, signal.SIGINT)
-    previous = [signal.signal(number, lambda *_: None) for number in signals]
+    previous = [signal.signal(number, lambda *_: None) for number in _SIGNALS]
     try:
         yield reader
     finally:
         signal.set_wakeup_fd(previous_fd)
-        for number, handler in zip(signals, previous, strict=True):
+        for number, handler in zip(_SIGNALS, previous, strict=True):
             signal.signal(number, handler)
         os.close(reader)
         os.close(writer)

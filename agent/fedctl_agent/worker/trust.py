@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fedctl_agent.state import StateDir, read_json
+from fedctl_agent.worker.certificates import check_certificates
 from fedctl_wire.codec import Json, decode, from_json
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import LIMITS
@@ -67,8 +68,8 @@ class Trust:
     Every method raises `WireError`: `signature` for a key that is not trusted or another payload
     type, `malformed` or `unknown_field` for a payload that does not decode, `fleet` and `device` for
     one that is meant for others, `rollback` for an older one than is held, `root` for another root
-    than the pinned one, `identity` and `roster` for an enrolment at odds with itself, `not_enrolled`,
-    and `state` when a file of the state directory cannot be read.
+    than the pinned one, `identity`, `roster` and `certificate` for an enrolment at odds with itself,
+    `not_enrolled`, and `state` when a file of the state directory cannot be read.
     """
 
     def __init__(self, state: StateDir) -> None:
@@ -136,6 +137,7 @@ class Trust:
             policy=Envelope.from_json(request.policy, what="policy"),
         )
         _check_membership(offered, public_key(_guarded(self.identity_key)))
+        check_certificates(request, offered.enrolment, offered.roster)
         if held is not None:
             _check_fleet(offered.fleet, held.fleet, what="enrolment")
             _check_serial(offered.enrolment.serial, held.enrolment.serial, what="enrolment")

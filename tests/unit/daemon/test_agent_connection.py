@@ -26,7 +26,7 @@ class Caller:
     def __init__(self, application: Callable[[Request], Reply], deadlines: Deadlines) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(10)
-        self.connection = Connection(theirs, application, role=Role.OPERATOR, deadlines=deadlines)
+        self.connection = Connection(theirs, application, role=lambda: Role.OPERATOR, deadlines=deadlines)
 
         def serve() -> None:
             with theirs:
