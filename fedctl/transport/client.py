@@ -8,7 +8,7 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedctl.transport.session import Answer, HttpSession
 
 _CONFLICT = 409
+_UNAUTHORIZED = 401
 _PARTIAL_CONTENT = 206
 _FIRST_ERROR = 300  # a redirect is no answer of an agent either
 
@@ -71,14 +72,19 @@ class AgentClient:
         """Who the device is, before and after enrolment."""
         return message_of(Identity, self._call("GET", "/identity"), self.device)
 
-    def enrol(self, request: EnrolmentRequest) -> Identity:
+    def enrol(self, request: EnrolmentRequest, *, token: str | None = None) -> Identity:
         """Give the device its identity and pin the root; the same root again changes nothing.
 
+        Args:
+            request: What the root signed.
+            token: HTTPS: the secret that the device asks of whoever enrols it first.
+
         Raises:
-            TrustError: Another root is pinned, or a signature does not verify.
+            TrustError: Another root is pinned, a signature does not verify, or the token is none.
         """
-        answer = self._exchange("PUT", "/enrolment", body=encode(request))
-        if answer.status == _CONFLICT:
+        bearer = {"Authorization": f"Bearer {token}"} if token else None
+        answer = self._exchange("PUT", "/enrolment", body=encode(request), headers=bearer)
+        if answer.status in {_CONFLICT, _UNAUTHORIZED}:
             told = error_of(answer, self.device)
             raise TrustError(told.message, hint=told.hint, subject=told.subject, code=told.code)
         return message_of(Identity, self._good(answer), self.device)
@@ -105,7 +111,12 @@ class AgentClient:
         return message_of(ModelInstalled, self._good(answer), self.device)
 
     def push_bundle(
-        self, directory: Path, *, activate: bool, on_bytes: Callable[[int], None] | None = None
+        self,
+        directory: Path,
+        *,
+        activate: bool,
+        unseen: Collection[str] = (),
+        on_bytes: Callable[[int], None] | None = None,
     ) -> ModelInstalled:
         """Install the bundle in `directory`, uploading what the device lacks.
 
@@ -114,6 +125,7 @@ class AgentClient:
         Args:
             directory: Holds `manifest.dsse` and the files it lists.
             activate: Make it the active version of the model.
+            unseen: Hashes of files that the device cannot have: they are sent without asking first.
             on_bytes: Told the number of bytes of each block that was handed to the connection.
 
         Raises:
@@ -121,6 +133,9 @@ class AgentClient:
         """
         source = BundleSource.open(directory)
         name, version = str(source.manifest.model), source.manifest.model_version
+        for sha256 in unseen:
+            block = source.file_of(sha256, self.device)
+            send_blob(self._exchange, self.device, block, 0, self._timeout_s, on_bytes)
         installed = self.put_model(source.envelope, name, version, activate=activate)
         if not installed.missing:
             return installed

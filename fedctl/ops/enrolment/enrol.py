@@ -30,7 +30,7 @@ class NewDevice:
     """A device to add; the name is checked by `add`."""
 
     name: str
-    url: str  # unix://PATH or ssh://[user@]host[:port]
+    url: str  # unix://PATH, ssh://[user@]host[:port] or https://host[:port]
     labels: Mapping[str, str] = field(default_factory=dict)
     source: Path | None = None  # a source TOML, copied to the device on first add; ssh only
     note: str | None = None  # None: it keeps the one it has
@@ -57,6 +57,7 @@ class Candidate:
     identity: Identity
     agent_version: str
     known: Known
+    token: str | None = None  # https: the secret with which the device lets itself be enrolled, once
 
 
 def check_free(store: ReadStore, name: str, url: str) -> Device | None:
@@ -189,7 +190,8 @@ def _put(
 
     def put(candidate: Candidate) -> None:
         entry = entries[candidate.name]
-        candidate.client.enrol(enrolment_request(fleet=fleet, device=entry, roster=roster, root_key=root_key))
+        request = enrolment_request(fleet=fleet, device=entry, roster=roster, root_key=root_key)
+        candidate.client.enrol(request, token=candidate.token)
 
     outcomes = sweep(candidates, put)
     return {c.name: outcome for c, outcome in outcomes if isinstance(outcome, FedctlError)}
