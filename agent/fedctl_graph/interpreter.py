@@ -47,6 +47,31 @@ class _Routine:
                 raise GraphError(f"{node.op} that makes {node.output!r} failed: {error}") from error
         return [values[slot] for slot in self.outputs]
 
+    def alive_bytes(self, parameters: Sequence[Array], x: Array, y: Array) -> list[int]:
+        """Bytes of the computed values that are alive during each step; several views count once."""
+        values: Values = [x, y, *parameters, *self.constants]
+        first = len(values) - len(self.nodes)
+        given = {id(_owner(value)) for value in values[:first] if value is not None}
+        found = []
+        for step, dead in self.steps:
+            step(values)
+            owners = {id(owner): owner.nbytes for owner in map(_owner, filter(_is_array, values[first:]))}
+            found.append(sum(size for owner, size in owners.items() if owner not in given))
+            for slot in dead:
+                values[slot] = None
+        return found
+
+
+def _is_array(value: Any) -> bool:
+    return value is not None
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory a view shows."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
 
 class Graph:
     """A program ready to run. Every call is a pure function of its arguments.
@@ -91,6 +116,14 @@ class Graph:
         (logits,) = self._infer.run(self._ordered(parameters), x, None)
         result: Array = logits
         return result
+
+    def training_bytes(self, parameters: Parameters, x: Array, y: NDArray[np.int64]) -> list[int]:
+        """Bytes of what a step of training on a batch has alive, gradients included, node by node.
+
+        For an estimate of memory; what a NumPy function takes inside itself is not seen.
+        """
+        with np.errstate(all="ignore"):
+            return self._train.alive_bytes(self._ordered(parameters), x, y)
 
     def _ordered(self, parameters: Parameters) -> list[Array]:
         try:

@@ -2,49 +2,101 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from fedctl.cli import inspect_views
 from fedctl.cli import model_views as views
 from fedctl.cli.command import Noun, session_of
+from fedctl.cli.option_groups import grouped
 from fedctl.cli.options import Labels, Limit, Names, Parallel, chosen, home, integers, reading, writing
 from fedctl.cli.output import View
+from fedctl.cli.training_options import TrainingOptions
 from fedctl.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedctl.models import Convolutions
 
 app = Noun("model", "Create models and put them on devices.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="health, health@3 or health@published.")]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """What the graph is made of."""
+
+    builder: Annotated[
+        str, typer.Option("--builder", metavar="logreg|mlp|cnn", help="What makes the graph.")
+    ] = "mlp"
+    inputs: Annotated[
+        str, typer.Option("--input", metavar="N|CxN", help="Features, or channels x samples of a window.")
+    ]
+    classes: Annotated[int, typer.Option("--classes", metavar="N", min=2, help="Number of classes.")]
+    hidden: Annotated[
+        list[str] | None, typer.Option("--hidden", metavar="N[,N]...", help="Units of the hidden layers.")
+    ] = None
+    channels: Annotated[
+        list[str] | None,
+        typer.Option("--channels", metavar="N[,N]...", help="Of a cnn's convolutions, one number each."),
+    ] = None
+    kernel: Annotated[
+        int | None,
+        typer.Option("--kernel", metavar="N", help="Samples that a convolution sees; by default 5."),
+    ] = None
+    pool: Annotated[
+        int | None,
+        typer.Option("--pool", metavar="N", help="After each, the largest of so many; by default 2."),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """By the names of `NewModel`."""
+        return {
+            "builder": self.builder,
+            "input_shape": integers([self.inputs.replace("x", ",")], option="--input"),
+            "classes": self.classes,
+            "hidden": integers(self.hidden, option="--hidden") if self.hidden else (),
+            "window": self._window(),
+        }
+
+    def _window(self) -> Convolutions | None:
+        from fedctl.models import Convolutions
+
+        given = {name: value for name in ("kernel", "pool") if (value := getattr(self, name)) is not None}
+        if not self.channels and not given:
+            return None
+        channels = integers(self.channels, option="--channels") if self.channels else ()
+        return Convolutions(channels=channels, **given)
+
+
 @app.verb(
     "create",
     examples="""
     fedctl model create health --builder mlp --input 24 --hidden 16 --classes 2
-    fedctl model create har --input 237 --hidden 64,32 --classes 6 --seed 7
+    fedctl model create fever --builder logreg --input 66 --classes 2 --class-weights balanced
+    fedctl model create har --builder cnn --input 9x128 --channels 16,32 --kernel 5 --classes 6
     """,
 )
+@grouped
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")],
     *,
-    inputs: Annotated[
-        str, typer.Option("--input", metavar="N", help="Features of one example, or a shape such as 128,9.")
-    ],
-    classes: Annotated[int, typer.Option("--classes", metavar="N", min=2, help="Number of classes.")],
-    hidden: Annotated[
-        list[str], typer.Option("--hidden", metavar="N[,N]...", help="Units of the hidden layers.")
-    ],
-    builder: Annotated[str, typer.Option("--builder", metavar="NAME", help="What makes the graph.")] = "mlp",
+    network: NetworkOptions,
     scale: Annotated[
         str, typer.Option("--scale", metavar="standard|none", help="Scaling of the features.")
     ] = "standard",
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the first weights.")] = 0,
+    training: TrainingOptions,
 ) -> View:
     """Create a model: build its graph, check it and sign version 1, a draft.
 
-    With the scaling "standard" the first round asks the devices for sums of their features and writes the
-    version that holds mean and deviation.
+    With the scaling "standard" the first round asks the devices for sums of their features, or of the
+    channels of their windows, and writes the version that holds mean and deviation. How devices train are
+    the model's defaults; "fedctl round start" has the same options. Class weights need a model that was
+    created with --class-weights.
     """
     from fedctl.ops import models
 
@@ -52,12 +104,10 @@ def create(
         raise UsageError(f"--scale {scale!r} is neither 'standard' nor 'none'", subject="--scale")
     wanted = models.NewModel(
         name=name,
-        builder=builder,
-        input_shape=integers([inputs], option="--input"),
-        hidden=integers(hidden, option="--hidden"),
-        classes=classes,
         scale=cast("Literal['standard', 'none']", scale),
         seed=seed,
+        training=training.wishes(),
+        **network.arguments(),
     )
     with writing() as store:
         return views.created(models.create(store, home(), wanted))
@@ -92,6 +142,32 @@ def show(model: Model) -> View:
 
     with reading() as store:
         return views.shown(models.show(store, home(), model))
+
+
+@app.verb(
+    "inspect",
+    examples="""
+    fedctl model inspect health
+    fedctl model inspect health@3 --batch-size 64 -o json
+    """,
+)
+def inspect(
+    model: Model,
+    *,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", min=1, max=1_000_000, help="By default the model's."),
+    ] = None,
+) -> View:
+    """Show what a version is made of: tensors, operators, bytes, and the memory that training takes.
+
+    The memory is an estimate, from a run of the graph here: what stands beside a job's own, and beside the
+    device's data.
+    """
+    from fedctl.ops import inspection
+
+    with reading() as store:
+        return inspect_views.inspected(inspection.inspect(store, home(), model, batch_size=batch_size))
 
 
 @app.verb(

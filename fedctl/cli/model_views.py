@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fedctl.core.model_records import Model
     from fedctl.ops.models import ExportResult, ModelDetail, PushOutcome, PushResult
     from fedctl_wire.manifest import Manifest
+    from fedctl_wire.messages import TrainSettings
 
 _NO_MODELS = "no models yet: fedctl model create NAME --input N --hidden N --classes N"
 
@@ -53,20 +54,15 @@ def shown(detail: ModelDetail) -> View:
     """One version, the versions of its model, and where it is."""
     version, manifest = detail.version, detail.manifest
     name = f"{version.model}@{version.version}"
-    defaults = manifest.defaults
-    training = (
-        f"{defaults.optimizer}, learning rate {defaults.lr:g}, momentum {defaults.momentum:g}, "
-        f"batch {defaults.batch_size}, local epochs {defaults.local_epochs}"
-    )
     pairs = (
         ("version", name),
         ("state", version.state),
         ("builder", manifest.builder),
         ("size", _size(manifest)),
-        ("input", ", ".join(map(str, manifest.input_shape))),
+        ("input", "x".join(map(str, manifest.input_shape))),
         ("classes", str(manifest.classes)),
         ("scaling", _scaling(manifest)),
-        ("training", training),
+        ("training", _training(manifest.defaults)),
         ("created", seconds(version.created_at)),
         ("sha256", version.sha256),
         ("parent", version.parent),
@@ -153,6 +149,23 @@ def _export_json(result: ExportResult) -> dict[str, Json]:
 
 def _size(manifest: Manifest) -> str:
     return f"{manifest.parameters:,} parameters, {byte_count(4 * manifest.parameters)}"  # float32
+
+
+def _training(settings: TrainSettings) -> str:
+    weights = settings.class_weights
+    parts = (
+        settings.optimizer,
+        f"learning rate {settings.lr:g}",
+        f"momentum {settings.momentum:g}" if settings.optimizer == "sgd" else "",
+        f"batch {settings.batch_size}",
+        f"local epochs {settings.local_epochs}",
+        f"weight decay {settings.weight_decay:g}" if settings.weight_decay else "",
+        f"proximal mu {settings.proximal_mu:g}" if settings.proximal_mu else "",
+        f"gradients up to {settings.max_gradient_norm:g}" if settings.max_gradient_norm else "",
+        "balanced classes" if settings.balance_classes else "",
+        f"class weights {', '.join(f'{weight:g}' for weight in weights)}" if weights else "",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def _scaling(manifest: Manifest) -> str:

@@ -20,9 +20,12 @@ _Command = TypeVar("_Command", bound=Callable[..., View])
 def grouped(function: _Command) -> _Command:
     """Let Typer see the fields of each data class among a command's parameters, in their place."""
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    taken = inspect.signature(function).parameters
+    groups = {
+        name: hints[name] for name in taken if isinstance(hints[name], type) and is_dataclass(hints[name])
+    }
     parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in taken.items():
         group = groups.get(name)
         parameters += _options(group) if group else [parameter.replace(annotation=hints[name])]
 

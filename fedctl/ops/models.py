@@ -21,6 +21,8 @@ from fedctl.core.model_records import Deployment, ModelVersion, VersionState
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
 from fedctl.core.selector import without_maintenance
+from fedctl.core.training import TrainWishes, asks_for_weights, check_training, train_settings
+from fedctl.models import Convolutions
 from fedctl.ops.fleet import actor
 from fedctl.store import ReadStore, Store
 from fedctl.store.lock import hold_lock
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 # What the plan of a round takes where nobody says otherwise.
 _DEFAULTS = TrainSettings(lr=0.05, momentum=0.0, local_epochs=2, batch_size=32)
+_NO_WISHES = TrainWishes()
 _BLOCK_BYTES = 1024 * 1024
 _DIGITS = 18  # of a number that SQLite can look for
 
@@ -46,11 +49,13 @@ class NewModel:
     name: str
     builder: str
     input_shape: tuple[int, ...]  # one example's
-    hidden: tuple[int, ...]
     classes: int
+    hidden: tuple[int, ...] = ()
+    window: Convolutions | None = None
     scale: Literal["standard", "none"] = "standard"
     seed: int = 0
     settings: TrainSettings = _DEFAULTS
+    training: TrainWishes = _NO_WISHES  # what differs from `settings`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +115,18 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
     from fedctl.release.keys import load_operator
 
     name = Name(wanted.name, what="model name")
+    check_training(wanted.training)
+    weighted = asks_for_weights(wanted.training)
+    settings = train_settings(wanted.settings, wanted.training, classes=wanted.classes, weighted=weighted)
     _check_free(store, name)
     key = load_operator(home, expected=store.fleet().operator_key)
     built = models.build(
         wanted.builder,
         input_shape=wanted.input_shape,
         hidden=wanted.hidden,
+        window=wanted.window,
         classes=wanted.classes,
+        weighted=weighted,
         seed=wanted.seed,
     )
     description = Description(
@@ -125,7 +135,7 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
         builder=wanted.builder,
         input_shape=wanted.input_shape,
         classes=wanted.classes,
-        defaults=wanted.settings,
+        defaults=settings,
         scale=wanted.scale,
     )
     with _alone(home, name):
