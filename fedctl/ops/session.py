@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -18,17 +18,25 @@ from fedctl.core.errors import DeviceError, UnreachableError
 from fedctl.core.home import Home
 from fedctl.core.model_records import Deployment
 from fedctl.core.records import Device
-from fedctl.ops.contact import greet
+from fedctl.ops.contact import greet, reach
 from fedctl.release.bundle import Bundle
-from fedctl.release.keys import load_operator, login_path
+from fedctl.release.keys import load_operator
 from fedctl.store import Store
-from fedctl.transport import AgentClient, connect
+from fedctl.transport import AgentClient
 from fedctl_wire.messages import Health, ModelInstalled
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 RELEASED = "released"  # state of a task whose device keeps nothing of it any more
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a slot of a device holds."""
+
+    bundle: Bundle
+    installed: ModelInstalled
 
 
 class FleetSession:
@@ -53,6 +61,7 @@ class FleetSession:
         self._health: dict[str, Health] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._held: dict[str, dict[str, _Held]] = {}  # by device and slot: what this command installed
         self.passed_golden: set[tuple[str, str]] = set()  # (device, graph's sha256) in this command
         self.errands: set[str] = set()  # this command's tasks outside rounds: a lost connection ends none
 
@@ -75,9 +84,7 @@ class FleetSession:
             known = self._clients.get(device.name)
         if known is not None:
             return known
-        client = connect(
-            device=device.name, url=device.url, host_key=device.host_key, login_key=login_path(self.home)
-        )
+        client = reach(self.home, device)
         try:
             contact = greet(client, device, self.home, roster_serial=self.fleet.roster_serial)
         except BaseException:
@@ -99,10 +106,31 @@ class FleetSession:
         bundle: Bundle,
         *,
         activate: bool,
+        newborn: bool = False,
         on_bytes: Callable[[int], None] | None = None,
     ) -> ModelInstalled:
-        """Bring a bundle into one of the device's slots, to be recorded by `record_deployments`."""
-        installed = client.push_bundle(bundle.directory, activate=activate, on_bytes=on_bytes)
+        """Bring a bundle into one of the device's slots, to be recorded by `record_deployments`.
+
+        What this command installed on the connection that it still has is not asked for again.
+
+        Args:
+            client: Of the device.
+            bundle: What to install.
+            activate: Make it the active version of the model.
+            newborn: It was made by this command, so the device has none of the files that are new in it.
+            on_bytes: Told the size of each block that was sent.
+        """
+        held = self._held.get(client.device, {})
+        for known in held.values():
+            if known.bundle.sha256 == bundle.sha256 and known.installed.active >= activate:
+                return known.installed
+        unseen: set[str] = set()
+        if newborn and held:
+            unseen = _files(bundle).difference(*(_files(known.bundle) for known in held.values()))
+        installed = client.push_bundle(
+            bundle.directory, activate=activate, unseen=sorted(unseen), on_bytes=on_bytes
+        )
+        self._hold(client.device, bundle, installed)
         if installed.slot is not None:
             deployment = Deployment(
                 device=client.device,
@@ -115,6 +143,17 @@ class FleetSession:
             with self._lock:
                 self._deployments.append(deployment)
         return installed
+
+    def _hold(self, device: str, bundle: Bundle, installed: ModelInstalled) -> None:
+        held = self._held.setdefault(device, {})
+        for slot, other in held.items():
+            if installed.active and other.installed.model == installed.model:
+                held[slot] = replace(other, installed=replace(other.installed, active=False))
+        held[f"{installed.model}/{installed.slot}"] = _Held(bundle, installed)
+
+    def mistrust(self, device: str) -> bool:
+        """Ask again what the device holds: it said otherwise; whether anything was taken for granted."""
+        return bool(self._held.pop(device, None))
 
     def record_deployments(self) -> None:
         """Record what `install` did since the last call; part of the transaction that it is called in."""
@@ -129,6 +168,7 @@ class FleetSession:
 
     def forget(self, device: str) -> None:
         """Close the device's client; the next `client` connects anew."""
+        self.mistrust(device)
         with self._lock:
             client = self._clients.pop(device, None)
         if client is not None:
@@ -136,6 +176,7 @@ class FleetSession:
 
     def abandon(self, device: str) -> None:
         """Leave the device's client to the thread that still waits on it, which calls `reap` at its end."""
+        self.mistrust(device)
         with self._lock:
             client = self._clients.pop(device, None)
             if client is not None:
@@ -174,3 +215,7 @@ class FleetSession:
         if task is None:
             return False
         return task.round_id is None or self.store.round(task.round_id).phase.final
+
+
+def _files(bundle: Bundle) -> set[str]:
+    return {file.sha256 for file in bundle.manifest.files.values()}

@@ -86,6 +86,7 @@ class RoundDriver:
         self._active: set[str] = set()  # devices whose site has not ended
         self._ended = threading.Condition()
         self._bundle: Bundle | None = None  # the candidate, once it is needed
+        self._newborn = False  # whether this command made it
         self._silent: set[str] = set()  # devices that a note said do not answer
 
     def run(self) -> Round:
@@ -263,7 +264,12 @@ class RoundDriver:
             case machine.Evaluate(devices):
                 candidate = self._candidate()
                 self._deadline = time.monotonic() + self._rules.deadline_s
-                self._send(devices, lambda site: site.evaluate(candidate, contact_s=EVALUATION_CONTACT_S))
+                self._send(
+                    devices,
+                    lambda site: site.evaluate(
+                        candidate, newborn=self._newborn, contact_s=EVALUATION_CONTACT_S
+                    ),
+                )
             case machine.Judge():
                 self._judge()
             case machine.End():
@@ -341,7 +347,7 @@ class RoundDriver:
                 RoundPhase.AGGREGATING,
                 result_version=bundle.manifest.model_version,
             )
-        self._bundle = bundle
+        self._bundle, self._newborn = bundle, True
         self._post(Posted("", machine.Aggregated()))
 
     def _candidate(self) -> Bundle:

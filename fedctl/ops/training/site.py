@@ -31,6 +31,7 @@ from fedctl_wire.signing import Envelope
 from fedctl_wire.update import update_metadata
 
 BUSY_CODE = "busy"
+LOST_MODEL_CODE = "no_model"
 WAITING = "waiting"  # progress of a device that does not answer, until its next try
 
 
@@ -98,15 +99,16 @@ class Site:
             self._report("dropped", error.message)
             self._wiring.post(Posted(self._name, machine.Dropped(self._name, error.message)))
 
-    def evaluate(self, candidate: Bundle, *, contact_s: float) -> None:
+    def evaluate(self, candidate: Bundle, *, newborn: bool, contact_s: float) -> None:
         """Have the device measure base and candidate.
 
         Args:
             candidate: The version that the round made.
+            newborn: Whether this command made it, so that no device has it yet.
             contact_s: How long a device that does not answer is waited for.
         """
         until = min(self._wiring.deadline, time.monotonic() + contact_s)
-        error = self._try(lambda: self._evaluate_once(candidate), until)
+        error = self._try(lambda: self._evaluate_once(candidate, newborn=newborn), until)
         if error is not None:
             self._report("not evaluated", error.message)
             self._wiring.post(
@@ -127,9 +129,9 @@ class Site:
         self._report("collected", f"{update.examples} examples", client)
         self._finish(client, assignment, Posted(self._name, machine.Collected(self._name), task, update))
 
-    def _evaluate_once(self, candidate: Bundle) -> None:
+    def _evaluate_once(self, candidate: Bundle, *, newborn: bool) -> None:
         client = self._prepare(self._context.base)
-        self._context.session.install(client, candidate, activate=False)
+        self._context.session.install(client, candidate, activate=False, newborn=newborn)
         assignment = self._assignment(TaskKind.EVALUATE, candidate.sha256)
         self._post(machine.Advanced(self._name, Stage.SENT), self._task(assignment, "sent"))
         status = self._run(client, assignment)
@@ -162,13 +164,22 @@ class Site:
         if self._wiring.stop.is_set():
             raise stopped
         try:
-            work()
+            self._with_bundles(work)
         except UnreachableError as error:
             self._context.session.forget(self._name)
             if self._wiring.stop.is_set():
                 raise stopped from error
             self._report(WAITING, error.message)
             raise
+
+    def _with_bundles(self, work: Callable[[], None]) -> None:
+        """Do `work`, once more where the device lost a bundle that this command had installed there."""
+        try:
+            work()
+        except DeviceError as error:
+            if error.code != LOST_MODEL_CODE or not self._context.session.mistrust(self._name):
+                raise
+            work()
 
     def _prepare(self, base: Bundle) -> AgentClient:
         """A client of the device, which holds the base and has passed its golden batch."""

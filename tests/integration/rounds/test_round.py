@@ -72,6 +72,26 @@ def test_a_full_disk_here_drops_no_device_and_is_resumed(
     assert (summary.phase, summary.contributors, summary.dropped) == (RoundPhase.PUBLISHED, 3, ())
 
 
+def test_a_bundle_that_a_device_lost_in_the_middle_is_pushed_again(small: TestFleet) -> None:
+    lost: list[str] = []
+
+    def lose(event: Event) -> None:
+        if isinstance(event, DeviceProgress) and event.stage == "collected":
+            active = small.agents[event.device].state / "models" / MODEL / "active"
+            (active.with_name(active.read_text()) / "weights.safetensors").unlink()
+            lost.append(event.device)
+
+    for name in ("dev-1", "dev-2"):
+        (source,) = (small.agents[name].state / "sources").glob("*.toml")
+        source.write_text(source.read_text().replace("test_fraction = 0.0", "test_fraction = 0.5"))
+    with small.store() as store:
+        trainers = Selector.parse(("dev-1", "dev-2"), ())
+        run = rounds.start(store, small.home, MODEL, trainers, wishes=WISHES, observer=lose)
+        (summary,) = run.rounds
+        assert (sorted(lost), summary.phase) == (["dev-1", "dev-2"], RoundPhase.PUBLISHED)
+        assert summary.evaluated == 2
+
+
 def test_the_plan_that_travels_holds_no_names_and_is_hashed(small: TestFleet) -> None:
     with small.store() as store:
         (summary,) = rounds.start(store, small.home, MODEL, EVERYONE, wishes=WISHES).rounds
