@@ -78,6 +78,22 @@ def wheel_bytecode(wheel: Path, cache_tag: str, cache: Path) -> bytes:
     return data
 
 
+def unit_text(placement: str) -> str:
+    """The systemd unit of an agent, `system` or `user`, as it stands in `agent/packaging`.
+
+    Raises:
+        ConfigError: When this installation lacks it.
+    """
+    name = f"{placement}/fedctl-agent.service"
+    # A wheel carries the units inside the package, a checkout has them where packagers look.
+    for directory in (Path(__file__).with_name("units"), Path(__file__).parents[2] / "agent/packaging"):
+        if (directory / name).is_file():
+            return (directory / name).read_text(encoding="utf-8")
+    raise ConfigError(
+        f"this installation of fedctl lacks the unit {name}", hint="install fedctl again", subject=name
+    )
+
+
 def _sources() -> Iterator[tuple[str, bytes]]:
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)

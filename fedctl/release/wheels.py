@@ -25,6 +25,20 @@ _LEGACY_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 _PIP_DEADLINE_S = 900.0
 
 
+class NoWheelsError(ConfigError):
+    """No wheel fits a device; `distributions` are those that lack one, as the device's admin knows them."""
+
+    def __init__(self, distributions: Sequence[str], platform: Platform, reason: str) -> None:
+        super().__init__(
+            f"no wheels of {', '.join(distributions)} for {platform.label}: {reason}",
+            hint="fetch them elsewhere and name their directory with --wheels DIR, "
+            "or install them on the device",
+            subject=platform.label,
+            code="wheels",
+        )
+        self.distributions = tuple(name for name in distributions if name in NEEDED) or tuple(distributions)
+
+
 @dataclass(frozen=True, slots=True)
 class Platform:
     """What a wheel must fit."""
@@ -71,7 +85,8 @@ def fetch(
         offline: A directory to take wheels from instead of the cache and the internet.
 
     Raises:
-        ConfigError: When pip is absent or finds no wheel for the platform.
+        NoWheelsError: When pip is absent or finds no wheel for the platform.
+        ConfigError: When a directory cannot be used.
     """
     if offline is not None:
         return _from_directory(distributions, platform, offline)
@@ -103,6 +118,20 @@ def _download(distributions: Sequence[str], platform: Platform, directory: Path)
 def _pip_download(
     distributions: Sequence[str], platform: Platform, target: Path, arguments: Sequence[str]
 ) -> None:
+    """Download all of them, or say which cannot be."""
+    reason = _pip(distributions, platform, target, arguments)
+    if reason is None:
+        return
+    # pip stops at the first that it does not find; a person wants the whole list.
+    alone = [*arguments, "--retries", "1"]
+    absent = [name for name in distributions if _pip([name], platform, target, alone) is not None]
+    raise NoWheelsError(absent or distributions, platform, reason)
+
+
+def _pip(
+    distributions: Sequence[str], platform: Platform, target: Path, arguments: Sequence[str]
+) -> str | None:
+    """Run pip; why it failed, or None."""
     requirements = [f"{name}>={NEEDED[name]}" if name in NEEDED else name for name in distributions]
     version = f"{platform.python[0]}.{platform.python[1]}"
     command = [
@@ -116,27 +145,18 @@ def _pip_download(
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_DEADLINE_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise _no_wheels(distributions, platform, f"pip took over {_PIP_DEADLINE_S:.0f} s") from error
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        reason = (errors or done.stderr.splitlines() or ["pip failed"])[-1]
-        raise _no_wheels(distributions, platform, reason.strip())
-
-
-def _no_wheels(distributions: Sequence[str], platform: Platform, reason: str) -> ConfigError:
-    return ConfigError(
-        f"no wheels of {', '.join(distributions)} for {platform.label}: {reason}",
-        hint="fetch them elsewhere and name their directory with --wheels DIR, or install them on the device",
-        subject=platform.label,
-        code="wheels",
-    )
+    except subprocess.TimeoutExpired:
+        return f"pip took over {_PIP_DEADLINE_S:.0f} s"
+    if done.returncode == 0:
+        return None
+    errors = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
+    return (errors or done.stderr.splitlines() or ["pip failed"])[-1].strip()
 
 
 def _require(directory: Path, distribution: str, platform: Platform) -> Path:
     wheel = _cached(directory, distribution)
     if wheel is None:
-        raise _no_wheels([distribution], platform, f"pip left none in {directory}")
+        raise NoWheelsError([distribution], platform, f"pip left none in {directory}")
     return wheel
 
 

@@ -12,6 +12,7 @@ from fedctl.core.errors import TrustError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device
+from fedctl.ops.authority import fleet_root
 from fedctl.ops.contact import timed_health
 from fedctl.ops.enrolment.enrol import (
     Candidate,
@@ -25,8 +26,9 @@ from fedctl.ops.enrolment.enrol import (
 from fedctl.ops.enrolment.install import Installation, Outcome, survey
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.source import Source, read_source
+from fedctl.ops.enrolment.survey import Placement
 from fedctl.ops.enrolment.undo import Undo
-from fedctl.release.keys import load_root, login_path
+from fedctl.release.keys import login_path
 from fedctl.store import Store
 from fedctl.transport import AdminSession, AgentClient, Endpoint, connect, open_admin
 from fedctl_wire.codec import Json
@@ -75,6 +77,7 @@ class Addition:
     root_key: Ed25519PrivateKey
     dry_run: bool
     observer: Observer
+    enroller: Callable[[Candidate], Device] | None = None  # joins it with others; None: it joins alone
 
     @classmethod
     def of(
@@ -86,6 +89,7 @@ class Addition:
         root_key: Path | None,
         dry_run: bool,
         observer: Observer,
+        enroller: Callable[[Candidate], Device] | None = None,
     ) -> Addition:
         """Check the words of the command and load the root key, before anything is asked of a device.
 
@@ -108,18 +112,19 @@ class Addition:
             endpoint=endpoint,
             labels=device.labels,
             source=read_source(device.source) if device.source else None,
-            root_key=load_root(home, root_key, expected=store.fleet().root_key),
+            root_key=fleet_root(home, store.fleet(), root_key),
             dry_run=dry_run,
             observer=observer,
+            enroller=enroller,
         )
 
     def at_socket(self) -> AddResult:
         """Enrol the agent that listens at a Unix socket."""
         existing = check_free(self.store, self.name, self.endpoint.url)
         with connect(device=self.name, url=self.endpoint.url) as client:
-            return self._join(client, self.endpoint.url, Known(), existing)
+            return self.join(client, self.endpoint.url, Known(), existing)
 
-    def over_ssh(self, admin: AdminLogin, wheels: Path | None) -> AddResult:
+    def over_ssh(self, admin: AdminLogin, wheels: Path | None, placement: Placement = "auto") -> AddResult:
         """Install the agent where it is missing, start it, enrol it; a failure takes all of it back."""
         self.observer(DeviceProgress(self.name, "connecting"))
         with open_admin(
@@ -133,9 +138,10 @@ class Addition:
             existing = check_free(self.store, self.name, session.endpoint.url)
             _check_host_key(existing, session)
             self.observer(DeviceProgress(self.name, "probing"))
-            installation = survey(DeviceShell(session, self.name), self.home)
+            installation = survey(DeviceShell(session, self.name), self.home, placement)
             self.observer(DeviceProgress(self.name, "probed", installation.probe.sentence))
             if self.dry_run:
+                installation.check_wheels(self.home, wheels)
                 return self._foresee(installation, existing, session.endpoint.url)
             with Undo() as undo:
                 outcome = installation.carry_out(
@@ -171,6 +177,7 @@ class Addition:
             "prefix": installation.places.prefix,
             "state": installation.places.state,
             "service": outcome.service,
+            "placement": installation.places.placement,
             "admin_url": self.endpoint.url,  # as typed: it may be an alias of the admin's configuration
         }
         known = Known(
@@ -181,19 +188,27 @@ class Addition:
         )
         login_key = login_path(self.home)
         with connect(device=self.name, url=url, host_key=host_key, login_key=login_key) as client:
-            joined = self._join(client, url, known, existing)
+            joined = self.join(client, url, known, existing)
         changes = (*outcome.done, *joined.steps)
         steps = (*changes, *installation.kept_source(self.source))
         return replace(joined, steps=steps, changed=bool(changes), verdict=outcome.verdict)
 
-    def _join(self, client: AgentClient, url: str, known: Known, existing: Device | None) -> AddResult:
-        """Enrol the agent behind `client` unless that is so already."""
+    def join(
+        self,
+        client: AgentClient,
+        url: str,
+        known: Known,
+        existing: Device | None,
+        *,
+        token: str | None = None,
+    ) -> AddResult:
+        """Enrol the agent behind `client` unless that is so already; `token` is what HTTPS needs for it."""
         self.observer(DeviceProgress(self.name, "enrolling"))
         identity = client.identity()
         check_identity(self.store, self.name, identity)
         health, round_trip_ms = timed_health(client)
         member = enrolled_as(existing, identity)
-        steps: list[str] = []
+        steps = _changed_key(existing, identity)
         if not member:
             steps.append(f"{'enrol' if self.dry_run else 'enrolled'} it as {self.name}, {_short(identity)}")
         elif existing is not None and not self.labels.items() <= existing.labels.items():
@@ -210,6 +225,7 @@ class Addition:
                 identity=identity,
                 agent_version=health.version,
                 known=known,
+                token=token,
             )
             device = self._relabel() if member else self._enrol(candidate)
         return AddResult(
@@ -223,6 +239,8 @@ class Addition:
         )
 
     def _enrol(self, candidate: Candidate) -> Device:
+        if self.enroller is not None:
+            return self.enroller(candidate)
         return enrol(self.store, self.home, [candidate], self.root_key)[0]
 
     def _refresh(self, device: Device, known: Known, health: Health) -> Device:
@@ -251,7 +269,7 @@ def add_agents(
     Raises:
         FedctlError: As `add` does; no device gets a row then.
     """
-    root = load_root(home, root_key, expected=store.fleet().root_key)
+    root = fleet_root(home, store.fleet(), root_key)
     with ExitStack() as clients:
         candidates = []
         for device in devices:
@@ -297,6 +315,14 @@ def _check_host_key(existing: Device | None, session: AdminSession) -> None:
         subject=existing.name,
         code="host_key",
     )
+
+
+def _changed_key(existing: Device | None, identity: Identity) -> list[str]:
+    """Says that a known name has another key now: somebody set the device up anew, or it is another one."""
+    if existing is None or existing.identity_key == identity.identity_key:
+        return []
+    was, now = fingerprint(existing.identity_key), fingerprint(identity.identity_key)
+    return [f"its identity key has changed: it was {was}, it is {now}"]
 
 
 def _short(identity: Identity) -> str:

@@ -8,28 +8,44 @@ from __future__ import annotations
 
 import shlex
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
 import fedctl
-from fedctl.core.errors import DeviceError, ExitCode
+from fedctl.core.errors import ConfigError, DeviceError, ExitCode
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
-from fedctl.ops.enrolment.ondevice import files, service
+from fedctl.ops.enrolment.ondevice import account, files, service
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.source import Source
-from fedctl.ops.enrolment.survey import Found, Places, Probe, inspect, probe_device, running
+from fedctl.ops.enrolment.survey import (
+    ACCOUNT,
+    Found,
+    Placement,
+    Places,
+    Probe,
+    find_site,
+    inspect,
+    service_state,
+)
 from fedctl.ops.enrolment.undo import Undo
 from fedctl.release import wheels
 from fedctl.release.keys import login_key_line
-from fedctl.release.payload import BYTECODE_MAGIC, build_payload, wheel_bytecode
+from fedctl.release.payload import BYTECODE_MAGIC, build_payload, unit_text, wheel_bytecode
 from fedctl_wire.codec import Json
 
 _UPLOAD_DEADLINE_S = 1800.0  # 25 MB over the slowest radio that is worth the wait, and unpacking
 _SPARE_DISK_BYTES = 16 * 1024 * 1024  # left free for state and logs
+_WELL_SERVED = frozenset({"x86_64", "aarch64"})  # machines for which the index has all wheels
+_INSTALL_WORDS = {"dnf": "dnf install", "zypper": "zypper install", "opkg": "opkg install"}
+_SERVICE_INTENTIONS = {
+    "stopped": "start the agent",
+    "outdated": "renew its unit and start the agent again",
+    "movable": "move the agent from its supervisor to systemd",
+}
 _START_PROGRAM = 'import sys; sys.argv[0] = "fedctl-agent"; from fedctl_agent.main import main; main()'
 _BRIDGE_PROGRAM = (
     "import sys; sys.path.insert(0, {tree!r}); "
@@ -64,10 +80,11 @@ class Outcome:
 class Installation:
     """One device's survey, and what there is to do."""
 
-    shell: DeviceShell
+    shell: DeviceShell  # the login's
+    work: DeviceShell  # whoever may write where the agent goes: the login, or root
     probe: Probe
     found: Found
-    running: bool
+    service: str  # how an agent runs there: "stopped", "outdated", "movable" or "runs"
     places: Places
     key_line: str
     version: str  # names the installed tree
@@ -95,12 +112,14 @@ class Installation:
         if not self.up_to_date:
             travelling = f" with {', '.join(self.distributions)}" if self.distributions else ""
             sentences.append(f"install fedctl-agent {fedctl.__version__}{travelling} in {self.places.prefix}")
+            if self.places.system:
+                sentences.append(f"let it run as {ACCOUNT}, whose group {self.probe.user} joins")
         if source is not None and not self.found.sources:
             sentences.append(f"copy the source {source.name} to {self.places.state}/sources")
         if not self.found.key_line:
             sentences.append("add the restricted login key to ~/.ssh/authorized_keys")
-        if not self.running:
-            sentences.append("start the agent")
+        if self.service in _SERVICE_INTENTIONS:
+            sentences.append(_SERVICE_INTENTIONS[self.service])
         return tuple(sentences)
 
     def kept_source(self, source: Source | None) -> tuple[str, ...]:
@@ -132,17 +151,39 @@ class Installation:
         """
         done: list[str] = []
         if not self.up_to_date:
-            self._unpack(home, undo, offline, observer)
-            done.append(f"installed fedctl-agent {fedctl.__version__} in {self.places.prefix}")
+            done += self.put(home, undo, offline, observer)
+        elif self.places.system:
+            done += self._prepare_account(undo)
         done += self._prepare_state(undo, source)
         done += self._add_key(undo)
         observer(DeviceProgress(self.device, "starting"))
         if not self.found.enrolled:
             undo.add("the agent still runs", lambda: self._service("stop"))
-        started = self._service("start", restart=not self.up_to_date)
-        if started["changed"]:
-            done.append("started the agent")
-        return Outcome(tuple(done), started["verdict"], started["service"])
+        started = self.start(restart=not self.up_to_date)
+        return Outcome((*done, *started.done), started.verdict, started.service)
+
+    def put(self, home: Home, undo: Undo, offline: Path | None, observer: Observer) -> list[str]:
+        """Put this version on the device, and the account that it runs as; what runs there runs on."""
+        observer(DeviceProgress(self.device, "preparing", f"wheels for {self.probe.platform.label}"))
+        parts = self._parts(home, offline)  # what does not fit is refused before anything is changed
+        self._check_disk(parts)
+        done = self._prepare_account(undo) if self.places.system else []
+        self._unpack(parts, undo, observer)
+        return [f"installed fedctl-agent {fedctl.__version__} in {self.places.prefix}", *done]
+
+    def start(self, *, restart: bool) -> Outcome:
+        """Make the agent run; with `restart` by the version that the launcher points at now."""
+        started = self._service("start", unit=unit_text(self.places.placement), restart=restart)
+        return Outcome(tuple(filter(None, [started["done"]])), started["verdict"], started["service"])
+
+    def check_wheels(self, home: Home, offline: Path | None) -> None:
+        """Fail now where the wheels would be missing; only where that has to be feared.
+
+        Raises:
+            ConfigError: Saying what is missing, and how to get it.
+        """
+        if self.distributions and (offline is not None or self.probe.machine not in _WELL_SERVED):
+            self._wheels(home, offline)
 
     def tidy(self) -> None:
         """Delete earlier versions, once nothing can send the device back to them."""
@@ -150,11 +191,16 @@ class Installation:
 
     # ------------------------------------------------------------------ steps
 
-    def _unpack(self, home: Home, undo: Undo, offline: Path | None, observer: Observer) -> None:
-        observer(DeviceProgress(self.device, "preparing", f"wheels for {self.probe.platform.label}"))
-        parts = self._parts(home, offline)
+    def _prepare_account(self, undo: Undo) -> list[str]:
+        login = self.probe.user
+        who: dict[str, Json] = {"account": ACCOUNT, "login": login}
+        did = self.work.call(account, "prepare", state=self.places.state, **who)
+        undo.add(f"the account {ACCOUNT}", lambda: self.work.call(account, "undo", **who, **did))
+        made = [f"made the account {ACCOUNT}"] if did["made"] else []
+        return [*made, *([f"let {login} into the group {ACCOUNT}"] if did["joined"] else [])]
+
+    def _unpack(self, parts: list[bytes], undo: Undo, observer: Observer) -> None:
         size = sum(map(len, parts))
-        self._check_disk(parts)
         observer(DeviceProgress(self.device, "installing", f"{size / 1e6:.1f} MB", bytes_down=size))
         where: dict[str, Json] = {"prefix": self.places.prefix, "version": self.version}
         before = self.found.launcher
@@ -168,6 +214,7 @@ class Installation:
             launcher=self.launcher_text,
             sizes=[len(part) for part in parts],
             byte_compile=not self._same_bytecode,
+            for_all=self.places.system,
         )
 
     def _prepare_state(self, undo: Undo, source: Source | None) -> list[str]:
@@ -179,17 +226,19 @@ class Installation:
             "source": copied.name if copied else None,
         }
         undo.add(self.places.state, lambda: self._files("undo_state", **before))
-        self._files("keygen", launcher=self.places.launcher, state=self.places.state)
+        owner = self.places.owner
+        self._files("keygen", launcher=self.places.launcher, state=self.places.state, owner=owner)
         if copied is None:
             return []
-        self._files("add_source", state=self.places.state, name=copied.name, text=copied.text)
+        self._files("add_source", state=self.places.state, name=copied.name, text=copied.text, owner=owner)
         return [f"copied the source {copied.name}"]
 
     def _add_key(self, undo: Undo) -> list[str]:
         key: dict[str, Json] = {"line": self.key_line}
         before = self.found.authorized_keys
-        undo.add("the key in authorized_keys", lambda: self._files("undo_key", **key, before=before))
-        return ["added the restricted login key"] if self._files("add_key", **key) else []
+        login = self.shell
+        undo.add("the login key's line", lambda: login.call(files, "undo_key", **key, before=before))
+        return ["added the restricted login key"] if login.call(files, "add_key", **key) else []
 
     # ------------------------------------------------------------------ plumbing
 
@@ -202,11 +251,32 @@ class Installation:
         tag = self.probe.cache_tag if self._same_bytecode else None
         platform = self.probe.platform
         parts = [build_payload(tag).archive]
-        for wheel in wheels.fetch(self.distributions, platform, home.wheels, offline=offline):
+        for wheel in self._wheels(home, offline):
             parts.append(wheel.read_bytes())
             if tag is not None:
                 parts.append(wheel_bytecode(wheel, tag, home.wheels / platform.label))
         return parts
+
+    def _wheels(self, home: Home, offline: Path | None) -> Sequence[Path]:
+        try:
+            return wheels.fetch(self.distributions, self.probe.platform, home.wheels, offline=offline)
+        except wheels.NoWheelsError as error:
+            raise self._unserved(error, offline) from error
+
+    def _unserved(self, error: wheels.NoWheelsError, offline: Path | None) -> ConfigError:
+        """What is missing, and how to get it: the device's own packages come first."""
+        facts = self.probe
+        old = [f"{name} {facts.importable[name]}" for name in error.distributions if name in facts.importable]
+        where = f"in {offline}" if offline else "on the package index"
+        return ConfigError(
+            f"device {self.device} ({facts.machine}, Python {facts.python[0]}.{facts.python[1]}) lacks "
+            f"{', '.join(error.distributions)}, and there are no wheels of it {where}: {error.message}"
+            + (f"; too old there: {', '.join(old)}" if old else ""),
+            hint=f"on the device: {_install_line(facts.package_manager, error.distributions)}; "
+            "or fetch wheels elsewhere and name their directory with --wheels DIR",
+            subject=self.device,
+            code="wheels",
+        )
 
     def _check_disk(self, parts: list[bytes]) -> None:
         needed = max(map(len, parts)) + _SPARE_DISK_BYTES
@@ -225,23 +295,23 @@ class Installation:
 
     def _files(self, verb: str, *, data: bytes = b"", **arguments: Json) -> Json:
         deadline = _UPLOAD_DEADLINE_S if data else None
-        return self.shell.call(files, verb, data=data, timeout_s=deadline, **arguments)
+        return self.work.call(files, verb, data=data, timeout_s=deadline, **arguments)
 
     def _service(self, verb: str, **arguments: Json) -> Json:
-        places = self.places
-        where: dict[str, Json] = {"launcher": places.launcher, "state": places.state, "socket": places.socket}
-        return self.shell.call(service, verb, **where, **arguments)
+        return self.work.call(service, verb, **_service_words(self.places), **arguments)
 
 
-def survey(shell: DeviceShell, home: Home) -> Installation:
+def survey(shell: DeviceShell, home: Home, placement: Placement = "auto") -> Installation:
     """Look at the device and decide what an installation would do there; changes nothing.
 
     Raises:
+        UsageError: It has an agent in another place than `placement` says.
         DeviceError: It cannot carry an agent, with the reason.
         ConfigError: The login key, or this installation's own packages, cannot be read.
         UnreachableError: The connection broke.
     """
-    facts = probe_device(shell)
+    site = find_site(shell, placement)
+    facts, places = site.probe, site.places
     if shell.chatter:  # the login key's one command would be preceded by it, too
         raise DeviceError(
             f"device {shell.device}: the login of {facts.user} prints {shell.chatter[:80]!r} on its own",
@@ -250,15 +320,15 @@ def survey(shell: DeviceShell, home: Home) -> Installation:
             exit_code=ExitCode.CONFIG,
             code="chatty_login",
         )
-    places = Places(facts.home)
     key_line = login_key_line(home, places.dial_command)
     distributions = wheels.missing(facts.importable)
     names = "\n".join([build_payload().digest, facts.executable, *distributions])
     return Installation(
         shell=shell,
+        work=site.shell,
         probe=facts,
-        found=inspect(shell, places, key_line),
-        running=running(shell, places),
+        found=inspect(shell, site, key_line),
+        service=service_state(site, unit_text(places.placement)),
         places=places,
         key_line=key_line,
         version=f"{fedctl.__version__}-{sha256(names.encode()).hexdigest()[:12]}",
@@ -266,8 +336,10 @@ def survey(shell: DeviceShell, home: Home) -> Installation:
     )
 
 
-def uninstall(shell: DeviceShell, home: Home, *, purge: bool) -> tuple[str, ...]:
-    """Stop and delete the agent and the login key's line; the state directory only with `purge`.
+def uninstall(
+    shell: DeviceShell, home: Home, *, purge: bool, placement: Placement = "auto"
+) -> tuple[str, ...]:
+    """Stop and delete the agent and the login key's line; state directory and account only with `purge`.
 
     Files that a source names are never deleted.
 
@@ -278,14 +350,32 @@ def uninstall(shell: DeviceShell, home: Home, *, purge: bool) -> tuple[str, ...]
         DeviceError: A step failed there.
         UnreachableError: The connection broke.
     """
-    places = Places(probe_device(shell).home)
-    where: dict[str, Json] = {"launcher": places.launcher, "state": places.state, "socket": places.socket}
-    shell.call(service, "stop", **where)
+    site = find_site(shell, placement)
+    places, work = site.places, site.shell
+    work.call(service, "stop", **_service_words(places))
     done = [f"stopped the agent and deleted {places.prefix}"]
     if shell.call(files, "remove_key", line=login_key_line(home, places.dial_command)):
         done.append("took the login key out of authorized_keys")
-    kept = shell.call(files, "delete", prefix=places.prefix, state=places.state, purge=purge)["kept"]
+    kept = work.call(files, "delete", prefix=places.prefix, state=places.state, purge=purge)["kept"]
     done.append(f"deleted {places.state}" if purge else f"left {places.state} in place (--purge deletes it)")
     if kept:
         done.append(f"kept what its sources name: {', '.join(kept)}")
+    if places.system:
+        who: dict[str, Json] = {"account": ACCOUNT, "state": places.state, "login": site.probe.user}
+        work.call(account, "withdraw", **who, delete=purge)
     return tuple(done)
+
+
+def _service_words(places: Places) -> dict[str, Json]:
+    return {
+        "launcher": places.launcher,
+        "state": places.state,
+        "socket": places.socket,
+        "system": places.system,
+    }
+
+
+def _install_line(package_manager: str, distributions: Sequence[str]) -> str:
+    """What installs these from the device's distribution; Debian's words where another one is unknown."""
+    names = " ".join(f"python3-{name}" for name in distributions)
+    return f"sudo {_INSTALL_WORDS.get(package_manager, 'apt install')} {names}"

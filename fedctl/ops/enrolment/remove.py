@@ -13,6 +13,7 @@ from fedctl.core.records import Device
 from fedctl.ops.enrolment.add import AdminLogin
 from fedctl.ops.enrolment.install import uninstall
 from fedctl.ops.enrolment.shell import DeviceShell
+from fedctl.ops.enrolment.survey import placement_of
 from fedctl.ops.fleet import actor
 from fedctl.ops.roster import issue_roster, keep_roster, roster_turn
 from fedctl.store import Store
@@ -75,6 +76,8 @@ class Removal:
         endpoint = Endpoint.parse(_admin_url(device))
         if endpoint.scheme == "unix":
             return (f"left the agent at {endpoint.path} as it is: it was not installed from here",)
+        if endpoint.scheme == "https":
+            return (f"left the agent at {endpoint.url} as it is: it was not installed from here",)
         admin = self.admin
         with open_admin(
             endpoint,
@@ -90,7 +93,8 @@ class Removal:
                     subject=device.name,
                     code="host_key",
                 )
-            return uninstall(DeviceShell(session, device.name), self.home, purge=self.purge)
+            shell = DeviceShell(session, device.name)
+            return uninstall(shell, self.home, purge=self.purge, placement=placement_of(device))
 
     def _strike(self, gone: Sequence[RemoveOutcome], root_key: Ed25519PrivateKey) -> None:
         """One new roster without the devices, then their rows, in one transaction."""

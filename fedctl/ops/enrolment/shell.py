@@ -43,10 +43,15 @@ class DeviceShell:
         chatter: The first line that the login's start-up files printed on their own; usually empty.
     """
 
-    def __init__(self, session: AdminSession, device: str) -> None:
+    def __init__(self, session: AdminSession, device: str, *, sudo: bool = False) -> None:
         self.device = device
         self.chatter = ""
         self._session = session
+        self._sudo = sudo
+
+    def by_sudo(self) -> DeviceShell:
+        """The same login, whose calls run as root; each is refused where sudo wants a password."""
+        return DeviceShell(self._session, self.device, sudo=True)
 
     def call(
         self,
@@ -72,7 +77,8 @@ class DeviceShell:
         """
         program = (inspect.getsource(module) + _TAIL).encode()
         request = dump_bytes({"verb": verb, "arguments": arguments}) + b"\n"
-        command = shlex.join(["python3", "-c", _BOOT.format(size=len(program))])
+        prefix = ["sudo", "-n", "--"] if self._sudo else []
+        command = shlex.join([*prefix, "python3", "-c", _BOOT.format(size=len(program))])
         done = self._session.run(command, stdin=program + request + data, timeout_s=timeout_s or _DEADLINE_S)
         *before, last = done.stdout.decode(errors="replace").splitlines() or [""]
         if last.startswith(_MARK):
@@ -93,10 +99,22 @@ class DeviceShell:
         old = [line for line in lines if line.startswith("fedctl-python-")]
         if old:
             return self._unsuitable(f"has Python {old[-1].removeprefix('fedctl-python-')}, 3.11 is needed")
+        if self._sudo and (code == 127 or any("sudo:" in line for line in lines)):
+            return self._no_sudo(lines[-1].partition("sudo: ")[2] if lines else "")
         if code == 127 or any("not found" in line for line in lines):
             return self._unsuitable("has no python3")
         reason = lines[-1] if lines else f"exit {code}, and no answer"
         return DeviceError(f"{self.device}: {verb.replace('_', ' ')} failed: {reason}", subject=self.device)
+
+    def _no_sudo(self, reason: str) -> DeviceError:
+        return DeviceError(
+            f"device {self.device}: an agent of the system needs root, and sudo -n refuses it"
+            + (f": {reason}" if reason else ""),
+            hint="log in as root, let the login use sudo without a password (NOPASSWD), or use --user",
+            subject=self.device,
+            exit_code=ExitCode.CONFIG,
+            code="sudo",
+        )
 
     def _unsuitable(self, what: str) -> DeviceError:
         return DeviceError(

@@ -56,7 +56,7 @@ def test_the_key_line_is_appended_once_and_the_rest_is_untouched(keys: Path) -> 
 
 
 def found_keys(home: Path) -> str | None:
-    before: str | None = device_files.inspect(str(home / "l"), str(home / "s"), LINE)["authorized_keys"]
+    before: str | None = device_files.inspect_key(LINE)["authorized_keys"]
     return before
 
 

@@ -41,7 +41,8 @@ SYSTEMCTL = """#!/bin/sh
 echo "$*" >> {directory}/systemctl.log
 unit={home}/.config/systemd/user/fedctl-agent.service
 case "$2" in
-enable) [ -e {directory}/refuses ] && exit 1
+restart) [ -e {directory}/refuses ] && exit 1
+        [ -e {state}/pid ] && kill -9 $(cat {state}/pid)
         (exec >/dev/null 2>&1 </dev/null; eval exec setsid $(sed -n s/ExecStart=//p $unit)) & ;;
 disable) [ -e {state}/pid ] && kill -9 $(cat {state}/pid); rm -f {state}/pid ;;
 esac
@@ -62,11 +63,18 @@ class Device:
     state: str
     socket: str
 
-    def start(self, *, restart: bool = False) -> dict[str, object]:
-        return device_service.start(self.launcher, self.state, self.socket, restart=restart)
+    def start(self, *, restart: bool = False, remark: str = "") -> dict[str, object]:
+        where = f"--state-dir {self.state} --socket {self.socket}"
+        unit = f"{remark}[Service]\nExecStart={self.launcher} serve {where}\n"
+        return device_service.start(
+            self.launcher, self.state, self.socket, unit, system=False, restart=restart
+        )
 
     def stop(self) -> None:
-        device_service.stop(self.launcher, self.state, self.socket)
+        device_service.stop(self.launcher, self.state, self.socket, system=False)
+
+    def runs(self) -> bool:
+        return device_service._answers(self.socket)
 
     def add(self, name: str, text: str) -> None:
         path = self.programs / name
@@ -100,7 +108,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
         lambda name: str(programs / name) if (programs / name).exists() else None,
     )
     monkeypatch.setattr(device_service, "_LINGER_DIRECTORY", programs / "linger")
-    monkeypatch.setattr(device_service, "_unit_path", lambda: made.unit)
+    monkeypatch.setattr(device_service, "_unit_path", lambda **_: made.unit)
     monkeypatch.setattr(device_service, "_START_DEADLINE_S", 5.0)
     monkeypatch.setattr(device_service, "_logind_kills", lambda: False)
     yield made
@@ -118,17 +126,17 @@ def cron(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_cron_the_verdict_says_how_to_start_it_after_a_reboot(device: Device) -> None:
     started = device.start()
-    assert started["changed"]
+    assert started["done"] == "started the agent"
     assert started["service"] == "supervisor"
     assert f"{device.launcher} supervise --state-dir" in str(started["verdict"])
     pid = device.pid()
-    assert not device.start()["changed"]
+    assert not device.start()["done"]
     assert device.pid() == pid
-    assert device.start(restart=True)["changed"]
+    assert device.start(restart=True)["done"]
     assert device.pid() != pid
     device.stop()
     device.stop()
-    assert not device_service.running(device.socket)
+    assert not device.runs()
 
 
 @pytest.mark.usefixtures("cron")
@@ -147,7 +155,7 @@ def test_cron_gets_one_line_and_loses_only_that(device: Device) -> None:
 def test_a_missing_cron_line_is_put_back_under_a_running_agent(device: Device) -> None:
     device.start()
     device.table.unlink()
-    assert device.start()["changed"]
+    assert device.start()["done"]
     assert "@reboot" in device.table.read_text()
 
 
@@ -162,11 +170,15 @@ def test_systemd_with_linger_runs_it_as_a_unit_and_linger_is_given_back(device: 
     assert (started["service"], Path(device.state, "started-as").read_text()) == ("systemd", "serve")
     assert "systemd keeps it running" in str(started["verdict"])
     assert list((device.programs / "linger").iterdir())
-    assert not device.start()["changed"]
+    assert not device.start()["done"]
+    pid = device.pid()
+    assert device.start(remark="# newer\n")["done"] == "started the agent"  # the unit has changed
+    assert device.pid() != pid
+    assert not device.start(remark="# newer\n")["done"]
     device.stop()
     assert not device.unit.exists()
     assert not list((device.programs / "linger").iterdir())
-    assert not device_service.running(device.socket)
+    assert not device.runs()
 
 
 def test_a_linger_that_was_there_before_stays(device: Device) -> None:
@@ -190,9 +202,32 @@ def test_a_systemd_that_does_not_really_work_gives_way_to_the_supervisor(device:
     assert not list((device.programs / "linger").iterdir())
 
 
-def test_logind_that_kills_is_named(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("cron")
+def test_an_agent_moves_from_its_supervisor_to_systemd_once_its_user_lingers(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_service, "_BOOTED_BY_SYSTEMD", device.home)
+    with_systemd(device)
+    device.add("loginctl", "#!/bin/sh\nexit 1\n")  # only root may let it linger
+    first = device.start()
+    hint = f"sudo loginctl enable-linger {device_service._user()}, then add it again"
+    assert (first["service"], hint in str(first["verdict"])) == ("supervisor", True)
+    assert not device.start()["done"]
+    (device.programs / "linger" / device_service._user()).touch()
+    moved = device.start()
+    assert moved["done"] == "moved the agent from its supervisor to systemd"
+    assert (moved["service"], Path(device.state, "started-as").read_text()) == ("systemd", "serve")
+    assert "@reboot" not in device.table.read_text()
+    assert not device.start()["done"]
+
+
+@pytest.mark.parametrize("booted", [True, False])
+def test_logind_that_kills_is_named(device: Device, monkeypatch: pytest.MonkeyPatch, *, booted: bool) -> None:
     monkeypatch.setattr(device_service, "_logind_kills", lambda: True)
-    assert "loginctl enable-linger" in str(device.start()["verdict"])
+    monkeypatch.setattr(device_service, "_BOOTED_BY_SYSTEMD", device.home if booted else Path("/none"))
+    verdict = str(device.start()["verdict"])
+    assert "KillUserProcesses" in verdict
+    assert ("sudo loginctl enable-linger" in verdict) == booted
 
 
 def test_an_agent_that_does_not_start_is_told_with_its_last_words(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fedctl.core.errors import DeviceError, ExitCode
+from fedctl.core.errors import DeviceError, ExitCode, FedctlError
 from fedctl.ops.enrolment.ondevice import files as device_files
 from fedctl.ops.enrolment.ondevice import probe as device_probe
 from fedctl.ops.enrolment.ondevice import service as device_service
 from fedctl.ops.enrolment.shell import DeviceShell
-from fedctl.ops.enrolment.survey import Probe, probe_device
+from fedctl.ops.enrolment.survey import Placement, Probe, find_site, probe_device
 from fedctl.transport import AdminSession, Completed
 from fedctl_wire.codec import from_json
 
@@ -117,9 +117,9 @@ def test_an_old_python_is_told_by_words_that_it_understands() -> None:
     compile(line, "boot", "exec")
 
 
-def change(key: str, value: object) -> Callable[..., object]:
+def change(**facts: object) -> Callable[..., object]:
     def answer(_self: DeviceShell, _module: object, _verb: str, **_words: object) -> object:
-        return {**device_probe.probe([]), key: value}
+        return {**device_probe.probe([]), **facts}
 
     return answer
 
@@ -136,7 +136,7 @@ def change(key: str, value: object) -> Callable[..., object]:
 def test_a_device_that_cannot_carry_an_agent_is_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, key: str, value: object, message: str, exit_code: ExitCode
 ) -> None:
-    monkeypatch.setattr(DeviceShell, "call", change(key, value))
+    monkeypatch.setattr(DeviceShell, "call", change(**{key: value}))
     with pytest.raises(DeviceError) as error:
         probe_device(DeviceShell(LocalSession(), "watch-1"))
     assert message in error.value.message
@@ -145,4 +145,61 @@ def test_a_device_that_cannot_carry_an_agent_is_refused_with_the_reason(
 
 def test_nothing_runs_at_a_socket_that_is_not_there(tmp_path: Path) -> None:
     shell = DeviceShell(LocalSession(), "here")
-    assert shell.call(device_service, "running", socket=str(tmp_path / "none.sock")) is False
+    words = {"socket": str(tmp_path / "none.sock"), "unit": "", "system": False}
+    assert shell.call(device_service, "survey", **words) == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ('echo "sudo: a password is required" >&2; exit 1', "sudo -n refuses it: a password is required"),
+        ("exit 127", "needs root"),
+    ],
+)
+def test_a_sudo_that_asks_is_told_with_the_ways_out(tmp_path: Path, program: str, reason: str) -> None:
+    (tmp_path / "sudo").write_text(f"#!/bin/sh\n{program}\n")
+    (tmp_path / "sudo").chmod(0o755)
+    shell = DeviceShell(LocalSession(path=f"{tmp_path}:/usr/bin:/bin"), "watch-1").by_sudo()
+    with pytest.raises(DeviceError, match=reason) as error:
+        probe_device(shell)
+    assert (error.value.code, error.value.exit_code) == ("sudo", ExitCode.CONFIG)
+    assert "--user" in error.value.hint
+
+
+SYSTEM, USER = "/usr/lib/fedctl-agent/bin/fedctl-agent", "~/.local/share/fedctl/agent/bin/fedctl-agent"
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted", "system"),
+    [
+        ({"root": False}, "auto", False),
+        ({"root": True}, "auto", True),
+        ({"root": True, "systemd_system": False}, "auto", False),
+        ({"root": True}, "user", False),
+        ({"root": True, "installed": [USER]}, "auto", False),
+        ({"root": True, "installed": [SYSTEM]}, "auto", True),
+    ],
+)
+def test_where_an_agent_goes(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, object], wanted: Placement, *, system: bool
+) -> None:
+    monkeypatch.setattr(DeviceShell, "call", change(**{"systemd_system": True, **facts}))
+    site = find_site(DeviceShell(LocalSession(), "watch-1"), wanted)
+    assert site.places.system is system
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted", "code"),
+    [
+        ({"installed": [USER]}, "system", "placement"),
+        ({"installed": [SYSTEM]}, "user", "placement"),
+        ({"systemd_system": False}, "system", "systemd"),
+    ],
+)
+def test_a_place_that_an_agent_cannot_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, object], wanted: Placement, code: str
+) -> None:
+    monkeypatch.setattr(DeviceShell, "call", change(**{"root": True, "systemd_system": True, **facts}))
+    with pytest.raises(FedctlError) as error:
+        find_site(DeviceShell(LocalSession(), "watch-1"), wanted)
+    assert error.value.code == code

@@ -121,9 +121,10 @@ def test_a_source_that_is_there_already_is_kept_and_that_is_said() -> None:
     )
     installation = Installation(
         shell=DeviceShell(LocalSession(), "watch-1"),
+        work=DeviceShell(LocalSession(), "watch-1"),
         probe=from_json(Probe, device_probe.probe([])),
         found=found,
-        running=True,
+        service="runs",
         places=Places("/home/pi"),
         key_line="",
         version="1",

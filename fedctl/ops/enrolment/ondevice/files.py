@@ -22,17 +22,16 @@ from typing import Any
 _BLOCK_BYTES = 1024 * 1024
 _TRUST_FILES = (
     *("identity/root.json", "identity/enrolment.json", "identity/key.pem", "identity/key.pub"),
+    *("identity/certificate.pem", "identity/authority.pem"),
     *("policy.json", "roster.json"),
 )
 
 
-def inspect(launcher: str, state: str, key_line: str) -> dict[str, Any]:
-    """What an earlier run left: the launcher's text, the key line, what the state directory holds."""
-    directory, keys = Path(state), _authorized_keys()
+def inspect(launcher: str, state: str) -> dict[str, Any]:
+    """What an earlier run left: the launcher's text, what the state directory holds."""
+    directory = Path(state)
     return {
         "launcher": _read(Path(launcher)),
-        "key_line": key_line.encode() in keys.splitlines(),
-        "authorized_keys": base64.b64encode(keys).decode() if _keys_path().exists() else None,
         "state": directory.exists(),
         "enrolled": (directory / "identity/root.json").exists(),
         "trust_files": [name for name in _TRUST_FILES if (directory / name).exists()],
@@ -40,11 +39,27 @@ def inspect(launcher: str, state: str, key_line: str) -> dict[str, Any]:
     }
 
 
+def inspect_key(line: str) -> dict[str, Any]:
+    """Whether the login's authorized_keys holds `line`, and the file's bytes (base64; None: no file)."""
+    keys = _authorized_keys()
+    return {
+        "key_line": line.encode() in keys.splitlines(),
+        "authorized_keys": base64.b64encode(keys).decode() if _keys_path().exists() else None,
+    }
+
+
 # ------------------------------------------------------------------ the agent
 
 
-def unpack(prefix: str, version: str, launcher: str, sizes: list[int], *, byte_compile: bool) -> None:
-    """Unpack the zip files that follow on stdin, then point the launcher at them."""
+def unpack(
+    prefix: str, version: str, launcher: str, sizes: list[int], *, byte_compile: bool, for_all: bool = False
+) -> None:
+    """Unpack the zip files that follow on stdin, then point the launcher at them.
+
+    With `for_all` every account can read them, whatever this login's umask says.
+    """
+    if for_all:
+        os.umask(0o022)
     directory = Path(prefix, "versions", version)
     staging = directory.with_name(f".{version}.part")
     shutil.rmtree(staging, ignore_errors=True)
@@ -83,10 +98,21 @@ def undo_unpack(prefix: str, version: str, launcher: str | None) -> None:
         shutil.rmtree(Path(prefix, "versions", version), ignore_errors=True)
 
 
-def keygen(launcher: str, state: str) -> None:
-    """Let the agent make its identity key; one that exists is kept."""
+def keygen(launcher: str, state: str, owner: str | None = None) -> None:
+    """Let the agent make its identity key, as the account `owner`; one that exists is kept."""
+    if owner is not None:
+        Path(state).mkdir(mode=0o700, exist_ok=True)
+        shutil.chown(state, owner, owner)
     done = subprocess.run(
-        [launcher, "keygen", "--state-dir", state], capture_output=True, text=True, timeout=60, check=False
+        [launcher, "keygen", "--state-dir", state],
+        user=owner,
+        group=owner,
+        extra_groups=None if owner is None else [],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
@@ -105,13 +131,16 @@ def undo_state(state: str, trust_files: list[str], *, existed: bool, source: str
         (directory / name).unlink(missing_ok=True)
 
 
-def add_source(state: str, name: str, text: str) -> bool:
-    """Say where local data is; refused silently (False) when a source is there already."""
+def add_source(state: str, name: str, text: str, owner: str | None = None) -> bool:
+    """Say where local data is, in a file of `owner`'s; refused silently (False) when a source is there."""
     directory = Path(state, "sources")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(directory.glob("*.toml")):
         return False
     _replace(directory / name, text.encode(), mode=0o600)
+    if owner is not None:
+        for path in (directory, directory / name):
+            shutil.chown(path, owner, owner)
     return True
 
 
@@ -286,8 +315,9 @@ def _remove_empty(directory: Path) -> None:
 
 
 def _remove_empty_parents(path: Path) -> None:
-    """Up to the home directory, as far as they are empty: `mkdir` made them all."""
+    """Up to the home directory, as far as they are empty: `mkdir` made them all. None elsewhere."""
+    home = Path.home()
     for parent in path.parents:
-        if parent == Path.home():
+        if parent == home or not parent.is_relative_to(home):
             return
         _remove_empty(parent)

@@ -17,11 +17,22 @@ from pathlib import Path
 from typing import Any
 
 _MANAGER_UP = {"running", "degraded", "starting", "initializing"}  # of `systemctl is-system-running`
-_NARROW = {"aarch64": "armv7l", "x86_64": "i686"}  # a 32-bit user space on a 64-bit kernel
+# A 32-bit user space on a 64-bit kernel.
+_NARROW = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}
+_PACKAGE_MANAGERS = ("apt-get", "dnf", "zypper", "pacman", "opkg", "apk")
+_SYSTEM_DIRECTORIES = "/usr/sbin:/sbin"  # not on every login's PATH
 
 
-def probe(distributions: list[str]) -> dict[str, Any]:
-    """Facts about this device and the login's account; a missing one is None or empty."""
+def probe(
+    distributions: list[str], launchers: list[str] | None = None, place: str | None = None
+) -> dict[str, Any]:
+    """Facts about this device and the login's account; a missing one is None or empty.
+
+    Args:
+        distributions: Whose versions to look up.
+        launchers: Of agents; which of them are there.
+        place: Where the agent will be, for the free disk; the home directory when None.
+    """
     user = pwd.getpwuid(os.getuid())
     return {
         "python": list(sys.version_info[:3]),
@@ -35,8 +46,12 @@ def probe(distributions: list[str]) -> dict[str, Any]:
         "home": user.pw_dir,
         "importable": {name: v for name in distributions if (v := _version(name)) is not None},
         "free_memory_bytes": _free_memory_bytes(),
-        "free_disk_bytes": shutil.disk_usage(_existing(Path(user.pw_dir))).free,
+        "free_disk_bytes": shutil.disk_usage(_existing(Path(place or user.pw_dir))).free,
         "systemd_user": _user_manager_answers(),
+        "systemd_system": Path("/run/systemd/system").is_dir() and shutil.which("systemctl") is not None,
+        "root": os.getuid() == 0,
+        "installed": [path for path in launchers or () if Path(path).expanduser().exists()],
+        "package_manager": next((name for name in _PACKAGE_MANAGERS if _is_program(name)), ""),
     }
 
 
@@ -79,6 +94,10 @@ def _free_memory_bytes() -> int | None:
         return None
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     return int(found[0]) * 1024 if found else None
+
+
+def _is_program(name: str) -> bool:
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_DIRECTORIES}") is not None
 
 
 def _existing(path: Path) -> Path:

@@ -1,8 +1,9 @@
 """Runs on a device, under its own Python: starting the agent so that it stays, and stopping it.
 
 Standard library only; the source text of this module is sent over the admin's login and executed
-there, so it imports nothing of fedctl. A user's systemd is used where it keeps running without a
-login (linger) and the agent really came up under it, otherwise the agent's own supervisor.
+there, so it imports nothing of fedctl. An agent of the system (`system`) is run by systemd and by nothing
+else. For one of a user, the user's systemd is used where it keeps running without a login (linger) and
+the agent really came up under it, otherwise the agent's own supervisor.
 """
 
 import os
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 _UNIT = "fedctl-agent.service"
+_SYSTEM_UNIT_PATH = Path("/etc/systemd/system", _UNIT)
+_BOOTED_BY_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _LINGER_DIRECTORY = Path("/var/lib/systemd/linger")
-_LINGER_IS_OURS = "# linger was enabled for this unit"
+_LINGER_IS_OURS = "# linger was enabled for this unit\n"
+_SYSTEM_VERDICT = f"systemd keeps it running, also after a reboot (system unit {_UNIT})"
 _CRON_MARK = "# fedctl-agent"
 _CRON_NAMES = {"cron", "crond", "fcron"}
 _START_DEADLINE_S = 20.0
@@ -26,37 +30,51 @@ _STOP_DEADLINE_S = 20.0
 _PAUSE_S = 0.05
 
 
-def start(launcher: str, state: str, socket: str, *, restart: bool) -> dict[str, Any]:
+def start(
+    launcher: str, state: str, socket: str, unit: str, *, system: bool, restart: bool
+) -> dict[str, Any]:
     """Make the agent run now and after a reboot; nothing is touched when both are so already.
 
     Returns:
-        `changed`, `verdict` (how it comes back after a reboot) and `service` ("systemd" or "supervisor").
+        `done` (a sentence, "" when nothing was to do), `verdict` (how it comes back after a reboot) and
+        `service` ("systemd" or "supervisor").
     """
-    service = _service_in_place()
-    if service is not None and _answers(socket) and not restart:
-        return {"changed": False, "service": service, "verdict": _verdict(service, launcher, state, socket)}
-    if _answers(socket):
-        stop(launcher, state, socket)
-    service = "systemd" if _start_by_systemd(launcher, state, socket) else "supervisor"
-    if service == "supervisor":
-        _start_supervisor(launcher, state, socket)
-        _set_cron_line(_cron_line(launcher, state, socket) if _has_cron() else None)
-    return {"changed": True, "service": service, "verdict": _verdict(service, launcher, state, socket)}
+    before = survey(socket, unit, system=system)
+    if restart or before != "runs":
+        service = _start_system_unit(unit, socket, state) if system else _start(launcher, state, socket, unit)
+        moved = before == "movable" and service == "systemd"
+        done = "moved the agent from its supervisor to systemd" if moved else "started the agent"
+    else:
+        service, done = "systemd" if _unit_path(system=system).exists() else "supervisor", ""
+    verdict = _SYSTEM_VERDICT if system else _verdict(service, launcher, state, socket)
+    return {"done": done, "service": service, "verdict": verdict}
 
 
-def running(socket: str) -> bool:
-    """Whether an agent answers at its socket."""
-    return _answers(socket)
+def survey(socket: str, unit: str, *, system: bool) -> str:
+    """How the agent runs: `stopped`, `outdated` (under another unit than `unit`), `movable` or `runs`.
+
+    `movable` is one that its supervisor keeps where systemd would do it now.
+    """
+    if not _answers(socket):
+        return "stopped"
+    if _unit_path(system=system).exists():
+        return "runs" if _unit_in_place(system=system) == unit else "outdated"
+    if system:
+        return "stopped"  # whoever answers there is not kept by anybody
+    if _lingers() and _manager_answers():
+        return "movable"
+    return "runs" if not _has_cron() or _CRON_MARK in _cron_table() else "stopped"
 
 
-def stop(launcher: str, state: str, socket: str) -> None:
+def stop(launcher: str, state: str, socket: str, *, system: bool) -> None:
     """Stop the agent and let nothing start it again; fine when it does not run."""
-    if _unit_path().exists():
-        ours = _LINGER_IS_OURS in _unit_path().read_text(encoding="utf-8")
-        _remove_unit()
+    if _unit_path(system=system).exists():
+        ours = _LINGER_IS_OURS in _unit_path(system=system).read_text(encoding="utf-8")
+        _remove_unit(system=system)
         if ours:
             _run(["loginctl", "disable-linger"])
-    _set_cron_line(None)
+    if not system:
+        _set_cron_line(None)
     if Path(launcher).exists():
         command = [launcher, "stop", "--state-dir", state]
         subprocess.run(command, capture_output=True, timeout=_STOP_DEADLINE_S, check=False)
@@ -67,72 +85,89 @@ def stop(launcher: str, state: str, socket: str) -> None:
         time.sleep(_PAUSE_S)
 
 
-def _service_in_place() -> str | None:
-    if _unit_path().exists():
-        return "systemd"
-    return "supervisor" if not _has_cron() or _CRON_MARK in _cron_table() else None
-
-
 def _verdict(service: str, launcher: str, state: str, socket: str) -> str:
     if service == "systemd":
         return f"systemd keeps it running, also after a reboot (user unit {_UNIT})"
+    # On a device that another init has booted there is nothing to linger in.
+    lacks_linger = _BOOTED_BY_SYSTEMD.exists() and not _lingers()
+    hint = f"; for systemd to keep it: sudo loginctl enable-linger {_user()}, then add it again"
+    way_out = hint if lacks_linger else ""
     if _logind_kills():
-        return (
-            "it ends with the last login: logind has KillUserProcesses=yes; "
-            f"as root run: loginctl enable-linger {_user()}"
-        )
+        return f"it ends with the last login: logind has KillUserProcesses=yes{way_out}"
     if _CRON_MARK in _cron_table():
-        return "a supervisor keeps it running; cron starts it after a reboot"
+        return f"a supervisor keeps it running; cron starts it after a reboot{way_out}"
     command = shlex.join(_supervise(launcher, state, socket))
-    return f"a supervisor keeps it running until a reboot; there is no cron, so start it then with: {command}"
+    return (
+        "a supervisor keeps it running until a reboot; there is no cron, so start it then with: "
+        f"{command}{way_out}"
+    )
 
 
 # ------------------------------------------------------------------ systemd
 
 
-def _start_by_systemd(launcher: str, state: str, socket: str) -> bool:
+def _start_system_unit(unit: str, socket: str, state: str) -> str:
+    if not _start_unit(unit, socket, system=True):
+        raise OSError(f"the agent did not start within {_START_DEADLINE_S:.0f} s{_last_words(state)}")
+    return "systemd"
+
+
+def _start(launcher: str, state: str, socket: str, unit: str) -> str:
+    """Under the user's systemd, else under the supervisor; says which."""
+    if _unit_path().exists() and _lingers() and _start_unit(_linger_remark() + unit, socket):
+        return "systemd"
+    if _answers(socket) or _unit_path().exists():
+        stop(launcher, state, socket, system=False)
+    if _start_by_systemd(unit, socket):
+        return "systemd"
+    _start_supervisor(launcher, state, socket)
+    _set_cron_line(_cron_line(launcher, state, socket) if _has_cron() else None)
+    return "supervisor"
+
+
+def _start_by_systemd(unit: str, socket: str) -> bool:
     lingered = _lingers()
     if not lingered and shutil.which("loginctl"):
         _run(["loginctl", "enable-linger"])
-    remark = "" if lingered else f"{_LINGER_IS_OURS}\n"
-    if (
-        _lingers()
-        and _until(_manager_answers)
-        and _start_unit(remark + _unit_text(launcher, state, socket), socket)
-    ):
+    remark = "" if lingered else _LINGER_IS_OURS
+    if _lingers() and _until(_manager_answers) and _start_unit(remark + unit, socket):
         return True
+    _remove_unit()
     if not lingered and _lingers():
         _run(["loginctl", "disable-linger"])
     return False
 
 
-def _start_unit(text: str, socket: str) -> bool:
-    _unit_path().parent.mkdir(parents=True, exist_ok=True)
-    _unit_path().write_text(text, encoding="utf-8")
-    _systemctl("daemon-reload")
-    if _systemctl("enable", "--now", _UNIT) and _comes_up(socket) and _systemctl("is-active", _UNIT):
-        return True
-    _remove_unit()
-    return False
+def _start_unit(text: str, socket: str, *, system: bool = False) -> bool:
+    path = _unit_path(system=system)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o644)
+    _systemctl("daemon-reload", system=system)
+    started = _systemctl("enable", _UNIT, system=system) and _systemctl("restart", _UNIT, system=system)
+    return started and _comes_up(socket) and _systemctl("is-active", _UNIT, system=system)
 
 
-def _remove_unit() -> None:
-    _systemctl("disable", "--now", _UNIT)
-    _unit_path().unlink(missing_ok=True)
-    _systemctl("daemon-reload")
+def _remove_unit(*, system: bool = False) -> None:
+    if not _unit_path(system=system).exists():
+        return
+    _systemctl("disable", "--now", _UNIT, system=system)
+    _unit_path(system=system).unlink(missing_ok=True)
+    _systemctl("daemon-reload", system=system)
 
 
-def _unit_text(launcher: str, state: str, socket: str) -> str:
-    words = " ".join(f'"{w}"' for w in (launcher, "serve", "--state-dir", state, "--socket", socket))
-    return (
-        "[Unit]\nDescription=fedctl agent\n\n"
-        f"[Service]\nExecStart={words}\nRestart=always\nRestartSec=2\n\n"
-        "[Install]\nWantedBy=default.target\n"
-    )
-
-
-def _unit_path() -> Path:
+def _unit_path(*, system: bool = False) -> Path:
+    if system:
+        return _SYSTEM_UNIT_PATH
     return Path(pwd.getpwuid(os.getuid()).pw_dir, ".config/systemd/user", _UNIT)
+
+
+def _unit_in_place(*, system: bool = False) -> str:
+    return _unit_path(system=system).read_text(encoding="utf-8").removeprefix(_LINGER_IS_OURS)
+
+
+def _linger_remark() -> str:
+    return _LINGER_IS_OURS if _LINGER_IS_OURS in _unit_path().read_text(encoding="utf-8") else ""
 
 
 def _manager_answers() -> bool:
@@ -143,8 +178,8 @@ def _lingers() -> bool:
     return (_LINGER_DIRECTORY / _user()).exists()
 
 
-def _systemctl(*words: str) -> bool:
-    return _run(["systemctl", "--user", *words])
+def _systemctl(*words: str, system: bool = False) -> bool:
+    return _run(["systemctl", *([] if system else ["--user"]), *words])
 
 
 def _logind_kills() -> bool:
