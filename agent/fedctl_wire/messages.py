@@ -367,6 +367,7 @@ class SourceReport:
     source: str  # its file's name without .toml
     kind: str | None = None  # None: the file cannot be read
     features: tuple[str, ...] = ()  # columns; npz: the array's name
+    label: str | None = None  # column or array
     shape: tuple[int, ...] | None = None  # of one example
     classes: tuple[str, ...] = ()  # words of the label column, if it holds words
     rows: int = 0

@@ -18,7 +18,9 @@ NOUNS = {  # name: (one line of `fedctl --help`, module whose `app` has the comm
     "devices": ("Add, list and remove wearables.", "fedctl.cli.devices"),
     "model": ("Create models and put them on devices.", "fedctl.cli.model"),
     "round": ("Train a model on the devices' own data.", "fedctl.cli.round"),
+    "data": ("Look at what the devices' data are good for.", "fedctl.cli.data"),
     "demo": ("Watch a whole fleet train on this machine.", "fedctl.cli.demo"),
+    "completion": ("Print what a shell needs to complete commands.", "fedctl.cli.completion"),
 }
 _DESCRIPTION = "Fleet management and federated learning for wearables, without a server."
 _EXAMPLES = """

@@ -13,7 +13,7 @@ from fedctl_wire.messages import ErrorBody
 
 Message = TypeVar("Message")
 
-_POLICY_CODES = {"policy", "refused"}
+_REFUSALS = {"policy", "refused", "schema", "no_source"}  # a device's own no
 _FORBIDDEN, _OVERLOADED = 403, 503
 
 
@@ -63,7 +63,7 @@ def error_of(answer: Answered, device: str) -> FedctlError:
     code, hint = printable(body.code), printable(body.hint)
     text = f"device {device}: {printable(body.message)}"
     subject = printable(body.subject) or device
-    if code in _POLICY_CODES:
+    if code in _REFUSALS:
         return RefusedError(text, hint=hint, subject=subject, code=code)
     if answer.status == _FORBIDDEN:
         return TrustError(text, hint=hint, subject=subject, code=code)

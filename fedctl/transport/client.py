@@ -21,7 +21,15 @@ from fedctl.transport.base import DEFAULT_TIMEOUT_S, Traffic, Transport
 from fedctl.transport.upload import BundleSource, send_blob
 from fedctl_wire.codec import encode
 from fedctl_wire.errors import WireError
-from fedctl_wire.messages import EnrolmentRequest, Health, Identity, ModelInstalled, TaskRequest, TaskStatus
+from fedctl_wire.messages import (
+    DataReport,
+    EnrolmentRequest,
+    Health,
+    Identity,
+    ModelInstalled,
+    TaskRequest,
+    TaskStatus,
+)
 from fedctl_wire.names import check_sha256
 from fedctl_wire.signing import Envelope
 
@@ -96,6 +104,15 @@ class AgentClient:
             TrustError: Not signed by the pinned root, or older than the one the device holds.
         """
         self._call("PUT", "/roster", body=envelope.to_bytes())
+
+    def data(self, *, timeout_s: float) -> DataReport:
+        """What the device's sources would be to a model; counted anew where they changed.
+
+        Raises:
+            UnreachableError: Also when it takes longer than `timeout_s`.
+        """
+        answer = self._exchange("GET", "/data", timeout_s=timeout_s)
+        return message_of(DataReport, self._good(answer), self.device)
 
     # ------------------------------------------------------------------ models
 

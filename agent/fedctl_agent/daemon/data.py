@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedctl_agent.daemon.errors import ApiError
+from fedctl_agent.daemon.logs import AgentLog, utc_now
 from fedctl_agent.processes import child_environment
 from fedctl_agent.state import StateDir
 from fedctl_wire.codec import decode
@@ -25,7 +26,6 @@ from fedctl_wire.limits import LIMITS
 from fedctl_wire.messages import DataNeeds, DataReport, SourceReport
 
 if TYPE_CHECKING:
-    from fedctl_agent.daemon.logs import AgentLog
     from fedctl_agent.daemon.policy import EffectivePolicy
     from fedctl_agent.sources import Source
 
@@ -68,7 +68,7 @@ class Data:
                 self._counted = stamp, self._describe()
             found = self._counted[1]
         sources = tuple(_shared(source, policy) for source in found.sources)
-        return replace(found, min_examples=policy.min_examples, sources=sources)
+        return replace(found, time=utc_now(), min_examples=policy.min_examples, sources=sources)
 
     def require_fit(self, model: str, needs: DataNeeds) -> None:
         """Refuse a model that the source chosen for it cannot serve, before anything is downloaded for it.

@@ -28,6 +28,9 @@ from fedctl_wire.limits import LIMITS, MIB
 from fedctl_wire.messages import DataReport, Reason, SourceFacts, SourceReport
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fedctl_agent.sources.rows import Rows
 
 _MEMORY_BYTES = 2048 * MIB  # of address space, where agent.toml says nothing
@@ -75,7 +78,14 @@ def report(path: Path, now: float, *, shapes: bool = False) -> SourceReport:
     try:
         source = read_source(path)
         spec = source.spec
-        known = replace(known, kind=spec.kind, features=spec.features, shape=spec.shape, classes=spec.classes)
+        known = replace(
+            known,
+            kind=spec.kind,
+            features=spec.features,
+            label=spec.label,
+            shape=spec.shape,
+            classes=spec.classes,
+        )
         return _shape_of(known, source) if shapes else _count(known, source, now)
     except JobError as error:
         return replace(known, error=Reason(error.code, error.message[: LIMITS.message_chars]))
@@ -98,7 +108,7 @@ def _count(known: SourceReport, source: Source, now: float) -> SourceReport:
     rows = arrange.in_sequence(arrange.fresh(kind_of(source).read(source, None, oldest), source, oldest))
     known = replace(known, rows=len(rows.y), facts=_facts(rows, source))
     data = arrange.arrange(rows, source, oldest)
-    labels = _histogram(data.y.tolist(), source)
+    labels = _histogram(data.y, source)
     facts = None if known.facts is None else replace(known.facts, labels=labels)
     return replace(known, shape=data.x.shape[1:], examples=len(data.y), training=data.train, facts=facts)
 
@@ -135,9 +145,13 @@ def _missing(rows: Rows, source: Source) -> dict[str, int]:
     return dict(listed[:_LISTED_FEATURES])
 
 
-def _histogram(labels: Sequence[int], source: Source) -> dict[str, int]:
-    words, found = source.spec.classes, sorted(set(labels))
-    return {words[y] if y < len(words) else str(y): labels.count(y) for y in found}
+def _histogram(y: NDArray[np.int64], source: Source) -> dict[str, int]:
+    import numpy as np
+
+    words = source.spec.classes
+    found, counts = np.unique(y, return_counts=True)
+    pairs = zip(found.tolist(), counts.tolist(), strict=True)
+    return {words[label] if label < len(words) else str(label): count for label, count in pairs}
 
 
 def _moment(seconds: float) -> str | None:

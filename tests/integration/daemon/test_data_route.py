@@ -55,6 +55,7 @@ def test_it_tells_counts_schema_times_and_gaps_but_no_reading(bed: Bed, start_da
         "source": "recorder",
         "kind": "csv",
         "features": ["hr", "steps"],
+        "label": "state",
         "shape": [2],
         "classes": [],
         "rows": 62,
