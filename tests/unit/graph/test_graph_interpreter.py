@@ -13,8 +13,7 @@ from fedctl.models import BuiltModel, build
 from fedctl_graph.errors import GraphError
 from fedctl_graph.interpreter import Graph
 from fedctl_graph.program import Program
-
-STEP = 1e-6
+from tests.unit.graph.programs import numerical
 
 
 def make(**changes: Any) -> tuple[BuiltModel, Any]:
@@ -30,19 +29,6 @@ def graph_of(value: Any, real: Any = np.float64) -> Graph:
 def parameters_of(model: BuiltModel, scale: float = 1.0) -> dict[str, Any]:
     rng = np.random.default_rng(5)
     return {s.name: scale * rng.standard_normal(s.shape) for s in model.tensors}
-
-
-def numerical(graph: Graph, parameters: dict[str, Any], x: Any, y: Any, name: str) -> Any:
-    """Central differences by every single entry of a parameter."""
-    slopes = np.zeros(parameters[name].shape)
-    for index in np.ndindex(slopes.shape):
-        losses = []
-        for sign in (1, -1):
-            moved = parameters[name].copy()
-            moved[index] += sign * STEP
-            losses.append(graph.loss_and_logits({**parameters, name: moved}, x, y)[0])
-        slopes[index] = (losses[0] - losses[1]) / (2 * STEP)
-    return slopes
 
 
 def batch(kind: str) -> tuple[Any, Any]:
@@ -179,3 +165,26 @@ def test_features_that_do_not_fit_name_the_node() -> None:
     model, value = make()
     with pytest.raises(GraphError, match="MatMul that makes 'product0' failed"):
         graph_of(value).logits(parameters_of(model), np.zeros((2, 4)))
+
+
+def test_the_bytes_alive_in_training_are_those_of_arrays_not_of_views() -> None:
+    """x, y and parameters are not counted; a transposed view is the array that it shows."""
+    nodes = [
+        {"op": "Neg", "in": ["x"], "out": ["a"], "attrs": {}},
+        {"op": "Transpose", "in": ["a"], "out": ["b"], "attrs": {"perm": [1, 0]}},
+        {"op": "Transpose", "in": ["x"], "out": ["c"], "attrs": {"perm": [1, 0]}},
+        {"op": "Add", "in": ["b", "c"], "out": ["d"], "attrs": {}},
+        {"op": "ReduceSum", "in": ["d"], "out": ["loss"], "attrs": {"keepdims": 0}},
+    ]
+    value = {
+        "version": 1,
+        "opset": 18,
+        "inputs": {"x": ["N", 2], "y": ["N"]},
+        "parameters": [],
+        "constants": {},
+        "nodes": nodes,
+        "outputs": {"loss": "loss", "logits": "d", "gradients": {}},
+    }
+    graph = graph_of(value, np.float32)
+    found = graph.training_bytes({}, np.zeros((3, 2), np.float32), np.zeros(3, np.int64))
+    assert found == [24, 24, 24, 48, 28]
