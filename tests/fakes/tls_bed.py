@@ -10,7 +10,7 @@ import selectors
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -193,10 +193,14 @@ def other_fleet(path: Path) -> tuple[SignedFleet, Issued]:
 
 @contextlib.contextmanager
 def served_over_tls(
-    bed: TlsBed, *, deadlines: Deadlines | None = None, connections: int = 16
+    bed: TlsBed,
+    *,
+    worker: Sequence[str] = FAKE_WORKER,
+    deadlines: Deadlines | None = None,
+    connections: int = 16,
 ) -> Iterator[Agent]:
     """Serve the bed on its socket and on a free port, from one thread, as the daemon does."""
-    agent = Agent(bed.state, worker_command=FAKE_WORKER)
+    agent = Agent(bed.state, worker_command=worker)
     places, router = Places(connections), Router(agent)
     unix = UnixListener(bed.state.socket, router, places=places, deadlines=deadlines)
     tls = TlsListener(
