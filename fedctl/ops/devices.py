@@ -6,23 +6,27 @@ device that is not reached now gets it at its next contact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from fedctl.core.errors import FedctlError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device, DeviceState
-from fedctl.ops.contact import greet
+from fedctl.ops.authority import fleet_root
+from fedctl.ops.contact import greet, reach
 from fedctl.ops.enrolment.add import Addition, AddResult, AdminLogin, add_agents
-from fedctl.ops.enrolment.enrol import NewDevice
+from fedctl.ops.enrolment.enrol import Candidate, NewDevice
+from fedctl.ops.enrolment.https import add_over_https
 from fedctl.ops.enrolment.remove import Removal, RemoveOutcome
+from fedctl.ops.enrolment.survey import Placement
 from fedctl.ops.fleet import actor
-from fedctl.release.keys import load_root, login_path
 from fedctl.store import Store
-from fedctl.transport import AgentClient, connect, sweep
+from fedctl.transport import sweep
 from fedctl.transport.pool import PARALLEL
+from fedctl_wire.codec import Json
 from fedctl_wire.messages import Health
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "remove",
 ]
 
+Enroller = Callable[[Candidate], Device]
 _NOTE_CHARS = 500
 _OWN_LOGIN = AdminLogin()  # the user's own OpenSSH configuration, nobody asked
 
@@ -55,7 +60,7 @@ class PingOutcome:
     error: FedctlError | None = None
 
 
-def add(
+def add(  # noqa: PLR0913 - one parameter an option
     store: Store,
     home: Home,
     device: NewDevice,
@@ -63,10 +68,13 @@ def add(
     admin: AdminLogin = _OWN_LOGIN,
     root_key: Path | None = None,
     wheels: Path | None = None,
+    placement: Placement = "auto",
     dry_run: bool = False,
     observer: Observer = silent,
+    enroller: Enroller | None = None,
+    token: str | None = None,
 ) -> AddResult:
-    """Enrol a device: over SSH install the agent where it is missing, and start it; at a socket it runs.
+    """Enrol a device: over SSH install the agent where it is missing, and start it; elsewhere it runs.
 
     Run again it changes only what is missing. When it fails, what it did on the device is taken back and
     the device gets no row.
@@ -78,8 +86,11 @@ def add(
         admin: How to log in over SSH.
         root_key: Where the root key was moved to.
         wheels: A directory of wheels to use instead of the internet.
+        placement: SSH: whether the agent is the system's or the login's; `auto`: the system's for root.
         dry_run: Look and say what would be done; change nothing.
         observer: Told each step.
+        enroller: Makes the device a member together with others; None: alone.
+        token: HTTPS: what `fedctl-agent enrol` printed at the device; None for one that is enrolled.
 
     Raises:
         UsageError: For a name, URL, label or source that cannot be used, or a name or URL in use.
@@ -89,10 +100,17 @@ def add(
         ConfigError: Keys, wheels, disk or database.
     """
     checked_note(device.note or "")
-    addition = Addition.of(store, home, device, root_key=root_key, dry_run=dry_run, observer=observer)
+    addition = Addition.of(
+        store, home, device, root_key=root_key, dry_run=dry_run, observer=observer, enroller=enroller
+    )
+    addition.check_placement(placement)
     if addition.endpoint.scheme == "unix":
         return _with_note(store, device, addition.at_socket())
-    return _with_note(store, device, addition.over_ssh(admin, wheels))
+    if addition.endpoint.scheme == "https":
+        return _with_note(store, device, add_over_https(addition, token))
+    result = addition.over_ssh(admin, wheels, placement)
+    _keep_what_was_installed(store, device, result)
+    return _with_note(store, device, result)
 
 
 def add_local(
@@ -188,7 +206,7 @@ def ping(
     serial = store.fleet().roster_serial
 
     def ask(device: Device) -> PingOutcome:
-        with _connect(home, device, timeout_s) as client:
+        with reach(home, device, timeout_s=timeout_s) as client:
             client.health()  # connects; what is timed is a call on an open connection, as after `add`
             contact = greet(client, device, home, roster_serial=serial)
         return PingOutcome(
@@ -233,18 +251,28 @@ def remove(
     Raises:
         ConfigError: The root key, the disk or the database; nothing is removed then.
     """
-    root = load_root(home, root_key, expected=store.fleet().root_key)
+    root = fleet_root(home, store.fleet(), root_key)
     return Removal(store, home, admin, purge=purge, forget=forget, observer=observer).run(devices, root)
 
 
-def _connect(home: Home, device: Device, timeout_s: float) -> AgentClient:
-    return connect(
-        device=device.name,
-        url=device.url,
-        host_key=device.host_key,
-        login_key=login_path(home),
-        timeout_s=timeout_s,
-    )
+def payload_fact() -> dict[str, Json]:
+    """Names today's agent: kept with a device, it tells a later command that this one is installed there."""
+    from fedctl.release.payload import build_payload
+
+    return {"payload": build_payload().digest}
+
+
+def source_fact(device: NewDevice) -> dict[str, Json]:
+    """Names the source that a device was added with; empty without one."""
+    if device.source is None:
+        return {}
+    return {"source_given": sha256(device.source.read_bytes()).hexdigest()}
+
+
+def _keep_what_was_installed(store: Store, wanted: NewDevice, result: AddResult) -> None:
+    facts = {**payload_fact(), **source_fact(wanted)}
+    if not result.dry_run and result.device is not None and not facts.items() <= result.device.facts.items():
+        store.set_device_seen(result.name, facts=facts)
 
 
 def _with_note(store: Store, wanted: NewDevice, result: AddResult) -> AddResult:

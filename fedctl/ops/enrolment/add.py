@@ -118,6 +118,19 @@ class Addition:
             enroller=enroller,
         )
 
+    def check_placement(self, placement: Placement) -> None:
+        """Refuse to place an agent that is there already.
+
+        Raises:
+            UsageError: The device is not reached by SSH.
+        """
+        if placement != "auto" and self.endpoint.scheme != "ssh":
+            raise UsageError(
+                f"--{placement} needs an ssh:// device",
+                hint="an agent that is reached otherwise has been installed already",
+                subject=self.name,
+            )
+
     def at_socket(self) -> AddResult:
         """Enrol the agent that listens at a Unix socket."""
         existing = check_free(self.store, self.name, self.endpoint.url)
