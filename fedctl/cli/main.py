@@ -1,4 +1,4 @@
-"""Entry point of `fedctl`: answers `--version` at once, loads the command line for everything else.
+"""Entry point of `fedctl`: answers `--version` and a TAB at once, loads the command line for all else.
 
 Only what Python itself has loaded is imported here at the top: this module is on the path of every start.
 """
@@ -13,6 +13,11 @@ def main() -> None:
     _repair_streams()
     arguments = sys.argv[1:]
     if arguments[:1] == ["--version"] and _say_version():
+        return
+    if arguments[:1] == ["__complete"]:  # a TAB, which nobody wants to wait for
+        from fedctl.cli.complete import answer
+
+        answer(arguments[1:])
         return
     import gc
     import signal
