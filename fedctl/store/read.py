@@ -122,6 +122,11 @@ class ReadStore:
         hint = near_misses(name, [d.name for d in self.devices()]) or "see: fedctl devices list"
         raise NotFoundError(f"there is no device {name!r}", hint=hint, subject=name)
 
+    def removed_identity(self, name: str) -> str | None:
+        """The identity key, hex, of a device that was removed under this name, or None."""
+        query = "SELECT identity_key FROM device WHERE name = ? AND state = 'removed'"
+        return self._one(lambda row: str(row["identity_key"]), query, [name])
+
     def deployments(self, *, device: str | None = None) -> tuple[Deployment, ...]:
         """Which model versions are in which slots, by device, model and slot."""
         query = """SELECT device, model, version, slot, active, at FROM deployment

@@ -72,8 +72,9 @@ def _pin(addition: Addition, existing: Device | None, token: EnrolmentToken | No
     """Whose key must answer: a token is younger than a row, after a device was set up anew."""
     if token is not None:
         return token.pin
-    if existing is not None:
-        return key_id(existing.identity_key)
+    known = existing.identity_key if existing else addition.store.removed_identity(addition.name)
+    if known is not None:  # its agent, and so its enrolment, outlives a removal
+        return key_id(known)
     raise _no_token(addition, f"device {addition.name} needs a token to be enrolled over HTTPS")
 
 
