@@ -25,7 +25,8 @@ DEVICES = 200
 LIMITS_MS = {"version_ms": 25, "list_ms": 90, "help_ms": 190, "tab_ms": 120}
 COMPLETIONS = Path(__file__).resolve().parent.parent / "completions" / "fedctl.bash"
 TAB = """source "$1"; COMP_LINE="fedctl devices show watch-19"; COMP_POINT=${#COMP_LINE}
-COMP_WORDS=(fedctl devices show watch-19); COMP_CWORD=3; _fedctl "$2"; ((${#COMPREPLY[@]} == 10))"""
+COMP_WORDS=(fedctl devices show watch-19); COMP_CWORD=3; _fedctl "$2"; wait $!  # else not counted
+((${#COMPREPLY[@]} == 10))"""
 
 
 def main() -> None:
