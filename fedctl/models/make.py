@@ -58,6 +58,8 @@ def make(architecture: Architecture, *, seed: int) -> BuiltModel:
 
 
 def _check_size(tensors: Sequence[TensorSpec]) -> None:
+    if any(n < 1 for spec in tensors for n in spec.shape):
+        raise UsageError("every layer of a model has at least one unit")
     if sum(math.prod(spec.shape) for spec in tensors) > LIMITS.parameters:
         raise UsageError(f"the model would have more than {LIMITS.parameters} parameters")
     if len(tensors) > LIMITS.tensors:

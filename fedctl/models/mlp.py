@@ -33,10 +33,7 @@ def tensors(architecture: Architecture) -> list[TensorSpec]:
         )
     if builder == LOGREG and hidden:
         raise UsageError("a logreg has no hidden layer", hint="leave out --hidden, or use --builder mlp")
-    widths = _widths(architecture)
-    if min(widths) < 1:
-        raise UsageError(f"every layer of {article} {builder} has at least one unit")
-    return dense.tensors(widths)
+    return dense.tensors(_widths(architecture))
 
 
 def write(draft: Draft, architecture: Architecture) -> None:

@@ -9,7 +9,13 @@ import pytest
 from fedctl.core.gate import judge, plausible, total
 from fedctl_wire.messages import Evaluation
 
-GOOD = Evaluation(examples=4, loss_sum=2.0, correct=3, histogram=((10, 1, 0), (700, 1, 2)))
+GOOD = Evaluation(
+    examples=4,
+    loss_sum=2.0,
+    correct=3,
+    histogram=((10, 1, 0), (700, 1, 2)),
+    classes=((0, 2, 1, 1), (1, 2, 3, 2)),
+)
 
 
 def test_devices_are_weighted_by_their_examples() -> None:
@@ -22,6 +28,12 @@ def test_devices_are_weighted_by_their_examples() -> None:
 def test_histograms_are_added_bin_by_bin() -> None:
     other = replace(GOOD, histogram=((0, 3, 0), (700, 0, 1)))
     assert total([GOOD, other]).histogram == ((0, 3, 0), (10, 1, 0), (700, 1, 3))
+
+
+def test_counts_by_class_are_added_and_missing_where_one_device_has_none() -> None:
+    other = replace(GOOD, classes=((1, 3, 1, 1), (4, 1, 3, 1)))
+    assert total([GOOD, other]).classes == ((0, 2, 1, 1), (1, 5, 4, 3), (4, 1, 3, 1))
+    assert total([GOOD, replace(GOOD, classes=None)]).classes is None
 
 
 def test_one_device_without_a_histogram_leaves_none() -> None:
@@ -54,6 +66,13 @@ def test_with_nobody_to_evaluate_it_passes_and_says_so() -> None:
         {"histogram": ((10, -1, 2), (700, 1, 2))},
         {"histogram": ((700, 1, 2), (10, 1, 0))},
         {"histogram": ((10, 1, 0), (10, 1, 2))},
+        {"classes": ((0, 2, 1), (1, 2, 3))},
+        {"classes": ((0, 2, 1, -1), (1, 2, 3, 4))},
+        {"classes": ((1, 2, 3, 2), (0, 2, 1, 1))},
+        {"classes": ((0, 1, 1, 1), (1, 2, 3, 2))},
+        {"classes": ((0, 2, 0, 0), (1, 2, 3, 2))},
+        {"classes": ((0, 2, 1, 1), (1, 2, 3, 1))},
+        {"classes": ((0, 1, 2, 2), (1, 3, 2, 1))},
     ],
 )
 def test_figures_that_no_data_can_have_are_not_plausible(wrong: dict[str, object]) -> None:

@@ -12,6 +12,7 @@ from fedctl.core.until import Until
     ("text", "metrics", "met"),
     [
         ("auroc>=0.85", {"auroc": 0.85}, True),
+        ("macro_f1 >= .8", {"macro_f1": 0.81}, True),
         ("auroc>0.85", {"auroc": 0.85}, False),
         ("auroc>0.85", {"auroc": 0.86}, True),
         ("loss<=.3", {"loss": 0.3}, True),

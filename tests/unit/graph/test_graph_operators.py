@@ -160,6 +160,22 @@ def test_one_hot_refuses_a_label_that_is_no_class(label: int) -> None:
         (node("Add", ["x"]), "1 inputs"),
         (node("Relu", ["x", "w"]), "2 inputs"),
         (node("If", ["x"]), "'If' is not allowed"),
+        (node("Concat", ["x"]), "axis is not an integer"),
+        (node("Concat", ["x"] * 257, axis=0), "257 inputs"),
+        (node("Max", []), "0 inputs"),
+        (node("Max", ["x", "y"]), "does not take 'y', which is int64"),
+        (node("Pad", ["x", "one"]), "not pairs of counts"),
+        (node("Pad", ["x", "back"]), "not pairs of counts"),
+        (node("Pad", ["x", "far"]), "not pairs of counts up to 65536"),
+        (node("Pad", ["x", "pads"], mode="reflect"), "mode is not 'constant'"),
+        (node("Pad", ["x", "w"]), "must be a constant"),
+        (node("Reshape", ["x", "two_unknown"]), "at most one -1"),
+        (node("Reshape", ["x", "back"]), "at most one -1"),
+        (node("Reshape", ["x", "depth"]), "not a list of integers"),
+        (node("Slice", ["x", "one", "pads"]), "differ in number"),
+        (node("Slice", ["x", "one", "one", "back"]), "differ in number"),
+        (node("Slice", ["x", "one", "one", "minus"]), "an axis is negative"),
+        (node("Slice", ["x", "pads", "pads", "pads", "pads"]), "named twice, or a step is 0"),
     ],
 )
 def test_what_an_operator_refuses(bad: dict[str, Any], message: str) -> None:
@@ -168,6 +184,12 @@ def test_what_an_operator_refuses(bad: dict[str, Any], message: str) -> None:
         "pair": constant([0.0, 1.0]),
         "depth": constant(3, "int64"),
         "huge": constant(1_000_000, "int64"),
+        "one": constant([1], "int64"),
+        "minus": constant([-1], "int64"),
+        "pads": constant([0, 0, 1, 1], "int64"),
+        "back": constant([1, -2], "int64"),
+        "far": constant([0, 1 << 40], "int64"),
+        "two_unknown": constant([-1, -1], "int64"),
     }
     with pytest.raises(GraphError, match=message):
         program([bad], constants)
@@ -182,3 +204,30 @@ def test_an_axis_that_is_not_there_names_the_node(axis: int) -> None:
 def test_shapes_that_do_not_fit_name_the_node() -> None:
     with pytest.raises(GraphError, match="MatMul that makes 'out' failed"):
         run([node("MatMul", ["x", "w"])], w=[1, 2])
+
+
+def test_equal_compares_and_pad_adds_zeros_where_the_constant_says() -> None:
+    nodes = [node("Equal", ["x", "w"], "same"), node("Cast", ["same"], to=1)]
+    np.testing.assert_array_equal(run(nodes, w=4.0), [[0, 0, 0], [0, 1, 0]])
+    pads = {"pads": constant([0, 1, 0, 2], "int64")}
+    padded = run([node("Pad", ["x", "pads"])], pads)
+    np.testing.assert_array_equal(padded, [[0, 1, -2, 3, 0, 0], [0, 0, 4, -5, 0, 0]])
+
+
+def test_max_lets_a_nan_through() -> None:
+    assert np.isnan(run([node("Max", ["x", "w"])], x=[[np.nan, 1, 2]])[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("op", "constants", "attributes"),
+    [
+        ("Pad", {"c": constant([1, 1], "int64")}, {}),
+        ("Reshape", {"c": constant([5, -1], "int64")}, {}),
+        ("Reshape", {"c": constant([0, 0, 0], "int64")}, {}),
+    ],
+)
+def test_what_does_not_fit_the_value_names_the_node(
+    op: str, constants: dict[str, Any], attributes: dict[str, Any]
+) -> None:
+    with pytest.raises(GraphError, match=f"{op} that makes 'out' failed"):
+        run([node(op, ["x", "c"], **attributes)], constants)

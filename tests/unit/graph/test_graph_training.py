@@ -15,7 +15,17 @@ from fedctl_graph.interpreter import Graph
 from fedctl_graph.metrics import HISTOGRAM_BINS, NonFiniteError, Tally, score_histogram
 from fedctl_graph.optimisers import Sgd
 from fedctl_graph.program import Program
-from fedctl_graph.training import BLOCK_EXAMPLES, BatchDone, Measured, Scaling, evaluate, fit, prepare
+from fedctl_graph.training import (
+    BLOCK_EXAMPLES,
+    BatchDone,
+    Measured,
+    Scaling,
+    block_rows,
+    class_weights,
+    evaluate,
+    fit,
+    prepare,
+)
 
 MODEL = build("mlp", input_shape=(3,), hidden=(5,), classes=2, seed=3)
 GRAPH = Graph(Program.from_json(json.loads(MODEL.graph), max_nodes=1000))
@@ -199,3 +209,43 @@ def test_a_tally_refuses_what_is_not_finite(loss: float, logit: float) -> None:
 def test_a_tally_refuses_logits_of_another_shape() -> None:
     with pytest.raises(GraphError, match=r"shape \[1, 2\], not \[N, 3\]"):
         Tally(3).add(1.0, np.zeros((1, 2), np.float32), np.array([0]))
+
+
+def test_a_window_is_scaled_by_channel() -> None:
+    x = np.array([[[1, 3, np.nan], [10, 30, 20]]], np.float32)
+    prepare(x, Scaling(np.array([1, 20], np.float32), np.array([2, 10], np.float32), clip=8.0))
+    np.testing.assert_array_equal(x, [[[0, 1, 0], [-1, 1, 0]]])
+
+
+def test_blocks_of_large_examples_hold_fewer_of_them() -> None:
+    assert block_rows(np.zeros((9, 66), np.float32)) == BLOCK_EXAMPLES
+    assert block_rows(np.zeros((9, 9, 128), np.float32)) == 227
+    assert block_rows(np.zeros((1, 1 << 20), np.float32)) == 1
+
+
+def test_balanced_weights_give_each_class_that_is_there_the_same_sum() -> None:
+    y = np.array([0, 0, 0, 0, 0, 0, 2, 2])
+    weights = class_weights(y, 4, fixed=None, balanced=True)
+    assert weights is not None
+    np.testing.assert_allclose(weights, [8 / 12, 1, 2, 1])
+    assert weights[y].sum() == pytest.approx(len(y))
+    assert class_weights(y, 4, fixed=None, balanced=False) is None
+    np.testing.assert_array_equal(class_weights(y, 2, fixed=(1.0, 4.5), balanced=False), [1, 4.5])
+
+
+@pytest.mark.parametrize(
+    ("fixed", "balanced"),
+    [((1.0,), False), ((1.0, 0.0), False), ((1.0, float("inf")), False), ((1.0, 1.0), True)],
+)
+def test_class_weights_that_are_none_are_refused(fixed: tuple[float, ...], *, balanced: bool) -> None:
+    with pytest.raises(GraphError, match="2 positive numbers"):
+        class_weights(np.zeros(3, np.int64), 2, fixed=fixed, balanced=balanced)
+
+
+def test_a_tally_counts_by_class_what_was_there_taken_and_right() -> None:
+    tally = Tally(4)
+    logits = np.eye(4, dtype=np.float32)[[0, 0, 1, 3]]
+    tally.add(1.0, logits, np.array([0, 1, 1, 1]))
+    tally.add(1.0, logits[:1], np.array([0]))
+    assert tally.class_counts == ((0, 2, 3, 2), (1, 3, 1, 1), (3, 0, 1, 0))
+    assert tally.correct == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedctl.models import build, local
-from fedctl.models.metrics import auroc
+from fedctl.models.metrics import auroc, macro_f1
 from fedctl_graph.errors import GraphError
 from fedctl_wire.messages import TrainSettings
 
@@ -82,3 +82,19 @@ def test_data_that_do_not_fit_the_model_are_refused() -> None:
     x, y = data(40)
     with pytest.raises(GraphError):
         local.fit(MODEL, (x[:, :2].copy(), y), settings=TrainSettings(lr=0.1), seed=0, scaling=None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ((), None),
+        (((0, 4, 4, 4), (1, 2, 2, 2)), 1.0),
+        (((0, 4, 6, 4), (1, 2, 0, 0)), (8 / 10 + 0) / 2),
+        (((0, 3, 2, 2), (1, 3, 2, 1), (2, 0, 2, 0)), (4 / 5 + 2 / 5 + 0) / 3),
+        (((0, 3, 3, 3), (5, 0, 0, 0)), 1.0),
+    ],
+)
+def test_macro_f1_is_the_mean_of_the_classes_that_occur(
+    classes: tuple[tuple[int, ...], ...], expected: float | None
+) -> None:
+    assert macro_f1(classes) == (None if expected is None else pytest.approx(expected))
