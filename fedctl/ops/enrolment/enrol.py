@@ -57,7 +57,7 @@ class Candidate:
     identity: Identity
     agent_version: str
     known: Known
-    token: str | None = None  # https: the secret with which the device lets itself be enrolled, once
+    token: str | None = field(default=None, repr=False)  # https: lets itself be enrolled with it, once
 
 
 def check_free(store: ReadStore, name: str, url: str) -> Device | None:

@@ -31,6 +31,7 @@ from fedctl.transport import Endpoint, connect
 )
 def test_parses(url: str, expected: Endpoint) -> None:
     assert Endpoint.parse(url) == expected
+    assert Endpoint.parse(expected.url) == expected
 
 
 @pytest.mark.parametrize(
