@@ -7,6 +7,7 @@ the run fails: every change first registers how to undo it.
 from __future__ import annotations
 
 import shlex
+import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ _SERVICE_INTENTIONS = {
     "outdated": "renew its unit and start the agent again",
     "movable": "move the agent from its supervisor to systemd",
 }
+_PREPARING = threading.Lock()  # of many devices the first fills the caches, instead of each downloading
 _START_PROGRAM = 'import sys; sys.argv[0] = "fedctl-agent"; from fedctl_agent.main import main; main()'
 _BRIDGE_PROGRAM = (
     "import sys; sys.path.insert(0, {tree!r}); "
@@ -248,6 +250,10 @@ class Installation:
 
     def _parts(self, home: Home, offline: Path | None) -> list[bytes]:
         """The zip files to unpack over each other: agent, wheels, and byte code where it fits."""
+        with _PREPARING:
+            return self._prepared_parts(home, offline)
+
+    def _prepared_parts(self, home: Home, offline: Path | None) -> list[bytes]:
         tag = self.probe.cache_tag if self._same_bytecode else None
         platform = self.probe.platform
         parts = [build_payload(tag).archive]
