@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from fedctl.core.model_records import Deployment
     from fedctl.core.records import Device
     from fedctl.ops.devices import AddResult, PingOutcome, RemoveOutcome
+    from fedctl.ops.enrolment.many import RowOutcome
 
 _SHARED_CODES = {ExitCode.OK, ExitCode.UNREACHABLE, ExitCode.TRUST, ExitCode.REFUSED}
 _NO_DEVICES = "no devices yet: fedctl devices add NAME URL"
@@ -97,6 +99,28 @@ def added(result: AddResult) -> View:
         "device": _device_json(result.device) if result.device else None,
     }
     return View(body, [sentences], names=[result.name], action=not result.dry_run)
+
+
+def added_many(outcomes: Sequence[RowOutcome], *, dry_run: bool) -> View:
+    """What became of each row of a fleet file; names are the devices that are members as the file wants."""
+    rows: list[Json] = [_row_json(outcome) for outcome in outcomes]
+    columns = (Column("name"), Column(""), Column("outcome"), Column("url", drop=1))
+    cells = [
+        (o.device, "✗" if o.error else "✓", short(o.error) or _row_words(o, dry_run=dry_run), o.url)
+        for o in outcomes
+    ]
+    counts = Counter(_row_words(outcome, dry_run=dry_run) for outcome in outcomes)
+    summary = ", ".join(f"{number} {words}" for words, number in counts.items())
+    errors = [o.error for o in outcomes]
+    failed = any(errors)
+    return View(
+        {"devices": rows, "dry_run": dry_run},
+        [Table(columns, cells), reasons([(o.device, o.error) for o in outcomes]), [summary]],
+        rows,
+        [o.device for o in outcomes if o.error is None],
+        action=not failed and not dry_run,
+        exit_code=exit_of(errors),
+    )
 
 
 def labelled(devices: Sequence[Device]) -> View:
@@ -225,6 +249,24 @@ def _labels(device: Device, *, leave_out: str = "") -> str | None:
 def _device_json(device: Device) -> dict[str, Json]:
     plain = {name: getattr(device, name) for name in device.__slots__}  # each a value of JSON already
     return {**plain, "role": device.role}
+
+
+def _row_words(outcome: RowOutcome, *, dry_run: bool) -> str:
+    would = dry_run and outcome.error is None and outcome.state != "unchanged"
+    return f"would be {outcome.state}" if would else outcome.state
+
+
+def _row_json(outcome: RowOutcome) -> dict[str, Json]:
+    result = outcome.result
+    return {
+        "name": outcome.device,
+        "url": outcome.url,
+        "line": outcome.line,
+        "outcome": outcome.state,
+        "steps": list(result.steps) if result else [],
+        "verdict": (result.verdict or None) if result else None,
+        "error": error_json(outcome.error),
+    }
 
 
 def _ping_cells(outcome: PingOutcome) -> Cells:

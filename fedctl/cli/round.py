@@ -113,13 +113,14 @@ def start(
     from fedctl.ops import rounds as operations
 
     session = session_of(ctx)
+    selector, wishes = selector_of(names, label, limit), rules.wishes(training)
     with writing() as store, Watcher(quiet=session.quiet) as watcher:
         result = operations.start(
             store,
             home(),
             model,
-            selector_of(names, label, limit),
-            wishes=rules.wishes(training),
+            selector,
+            wishes=wishes,
             rounds=run.rounds,
             skip_if_running=run.skip_if_running,
             observer=views.RoundTable(session, watcher),

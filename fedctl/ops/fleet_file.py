@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from fedctl.core.errors import FedctlError, UsageError, unreadable
 from fedctl.core.selector import parse_label_changes
@@ -21,10 +21,9 @@ from fedctl.ops.devices import checked_note
 from fedctl.ops.enrolment.add import checked_name
 from fedctl.ops.enrolment.enrol import NewDevice
 from fedctl.ops.enrolment.source import read_source
+from fedctl.ops.enrolment.survey import Placement
 from fedctl.transport import Endpoint
 from fedctl_wire.limits import LIMITS
-
-Placement = Literal["auto", "system", "user"]
 
 _MOST_BYTES = 8 * 1024 * 1024
 _MOST_FAULTS = 20  # that one error lists

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fedctl
-from fedctl.core.errors import FedctlError, UnreachableError, UsageError
+from fedctl.core.errors import FedctlError, UnreachableError, UsageError, reason_of
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
@@ -20,6 +20,7 @@ from fedctl.ops.contact import greet, reach
 from fedctl.ops.devices import AddResult, AdminLogin
 from fedctl.ops.enrolment.enrol import Candidate, NewDevice, enrol_each, enrolled_as
 from fedctl.ops.enrolment.gathering import Gathering
+from fedctl.ops.enrolment.survey import Placement
 from fedctl.ops.fleet_file import FileRow, FleetFile
 from fedctl.store import ReadStore, Store
 from fedctl.transport import Endpoint, sweep
@@ -61,6 +62,7 @@ def add_many(  # noqa: PLR0913 - one parameter an option
     admin: AdminLogin = _OWN_LOGIN,
     root_key: Path | None = None,
     wheels: Path | None = None,
+    placement: Placement = "auto",
     dry_run: bool = False,
     parallel: int = PARALLEL,
     observer: Observer = silent,
@@ -77,6 +79,7 @@ def add_many(  # noqa: PLR0913 - one parameter an option
         admin: How to log in over SSH; asked from several threads, one question at a time is its business.
         root_key: Where the root key was moved to.
         wheels: A directory of wheels to use instead of the internet.
+        placement: Where agents are placed over SSH, for rows that do not say it.
         dry_run: Look and say what would be done; change nothing.
         parallel: Devices at the same time; so many share a roster.
         observer: Told each step, from several threads.
@@ -92,8 +95,9 @@ def add_many(  # noqa: PLR0913 - one parameter an option
     known = {device.name: device for device in store.devices()}
     _check_against(store, file)
     root = fleet_root(home, store.fleet(), root_key)
-    adding = _Adding(store, home, known, admin, root_key, root, wheels, parallel, dry_run, observer)
-    return adding.run(file.rows)
+    common = {"root_key": root_key, "wheels": wheels, "dry_run": dry_run, "observer": observer}
+    adding = _Adding(store, home, known, admin, root, placement, dry_run, observer, common)
+    return adding.run(file.rows, parallel)
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,15 @@ class _Adding:
     home: Home
     known: Mapping[str, Device]
     admin: AdminLogin
-    root_key: Path | None
     root: Ed25519PrivateKey
-    wheels: Path | None
-    parallel: int
+    placement: Placement
     dry_run: bool
     observer: Observer
+    common: Mapping[str, Any]  # arguments of `devices.add`
 
-    def run(self, rows: Sequence[FileRow]) -> tuple[RowOutcome, ...]:
+    def run(self, rows: Sequence[FileRow], parallel: int) -> tuple[RowOutcome, ...]:
         """All rows at the same time."""
-        gathering = Gathering(len(rows), self.parallel, self._enrol)
+        gathering = Gathering(len(rows), parallel, self._enrol)
 
         def work(row: FileRow) -> RowOutcome:
             try:
@@ -124,7 +127,7 @@ class _Adding:
             return outcome
 
         found = {}
-        for row, outcome in sweep(rows, work, parallel=self.parallel):
+        for row, outcome in sweep(rows, work, parallel=parallel):
             if isinstance(outcome, FedctlError):
                 raise outcome  # `work` lets none out
             found[row.line] = outcome
@@ -140,11 +143,10 @@ class _Adding:
             self.home,
             row.device,
             admin=replace(self.admin, accept_host_key=row.host_key),
-            root_key=self.root_key,
-            wheels=self.wheels,
-            dry_run=self.dry_run,
-            observer=self.observer,
+            placement=row.placement or (self.placement if row.device.url.startswith("ssh:") else "auto"),
+            token=None if row.token_file is None else _token(row.token_file),
             enroller=gathering.join,
+            **self.common,
         )
         if device is None:
             return self._outcome(row, RowState.ADDED, result=result)
@@ -216,6 +218,22 @@ class _Adding:
         return RowOutcome(
             line=row.line, device=row.device.name, url=row.device.url, state=state, result=result, error=error
         )
+
+
+def _token(path: Path) -> str:
+    """What `fedctl-agent enrol` printed.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the token file {path}: {reason_of(error)}",
+            hint="check that you may read it",
+            subject=str(path),
+        ) from error
 
 
 def _check_against(store: ReadStore, file: FleetFile) -> None:
