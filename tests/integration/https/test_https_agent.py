@@ -99,20 +99,33 @@ def add(
     return devices.add(store, home, NewDevice(name=agent.name, url=agent.url), token=token, dry_run=dry_run)
 
 
+def cli(fleet: TestFleet, *words: str, stdin: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        fleet.command(*words),
+        env=fleet.environment(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def ping(store: Store, home: Home) -> list[devices.PingOutcome]:
     return list(devices.ping(store, home, store.devices()))
 
 
 def test_from_the_token_to_rounds(store: Store, home: Home, agents: list[HttpsAgent]) -> None:
+    fleet = TestFleet(home, {agent.name: agent for agent in agents})
     for agent, role in zip(agents, ("train", "holdout"), strict=True):
-        new = NewDevice(name=agent.name, url=agent.url, labels={"role": role})
-        result = devices.add(store, home, new, token=agent.enrol())
-        assert (result.changed, result.url) == (True, agent.url)
-        assert result.round_trip_ms is not None
+        words = ["devices", "add", agent.name, agent.url, "-l", f"role={role}", "--token-file", "-"]
+        token = agent.enrol()
+        added = cli(fleet, *words, stdin=token)
+        assert added.returncode == 0, added.stderr
+        assert token not in added.stdout + added.stderr
     outcomes = ping(store, home)
     assert [outcome.error for outcome in outcomes] == [None, None]
     create(store, home, new_model())
-    fleet = TestFleet(home, {agent.name: agent for agent in agents})
     pushed = fleet.cli("model", "push", MODEL, "w1")
     assert pushed.returncode == 0, pushed.stderr
     before = store.model(MODEL).latest_version
