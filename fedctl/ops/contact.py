@@ -37,6 +37,7 @@ def reach(home: Home, device: Device, *, timeout_s: float = DEFAULT_TIMEOUT_S) -
         url=device.url,
         host_key=device.host_key,
         login_key=login_path(home),
+        facts=device.facts,
         pin=key_id(device.identity_key),
         identity=operator_identity(home) if https else None,
         timeout_s=timeout_s,

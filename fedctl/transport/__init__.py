@@ -7,6 +7,7 @@ none of paramiko, httpx and ssl; the first connection does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedctl.core.errors import UsageError
@@ -14,6 +15,7 @@ from fedctl.transport.admin import AdminSession, Completed, open_admin
 from fedctl.transport.base import DEFAULT_TIMEOUT_S, ClientIdentity, Endpoint, Traffic, Transport
 from fedctl.transport.client import AgentClient
 from fedctl.transport.pool import retrying, sweep
+from fedctl_wire.codec import Json
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
@@ -36,6 +38,7 @@ def connect(
     url: str,
     host_key: str | None = None,
     login_key: Path | None = None,
+    facts: Mapping[str, Json] | None = None,
     pin: str | None = None,
     identity: ClientIdentity | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -47,6 +50,7 @@ def connect(
         url: `unix:///PATH`, `ssh://[user@]host[:port]` or `https://host[:port]`.
         host_key: SSH: the pinned key, `ssh-ed25519 AAAA…`.
         login_key: SSH: the fleet's login key, an unencrypted OpenSSH private key file.
+        facts: SSH: what the device's row says of the jump hosts on the way, as `Route.facts` wrote it.
         pin: HTTPS: the SHA-256 of the device's raw public identity key, hex.
         identity: HTTPS: what the workstation shows; None before the first enrolment.
         timeout_s: How long one call may take; transfers get more by their size, long polls by their wait.
@@ -62,10 +66,16 @@ def connect(
         if pin is None:
             raise UsageError(f"device {device} is reached by HTTPS but has no pinned key", subject=device)
         return AgentClient(HttpsTransport(device, endpoint, pin=pin, identity=identity), timeout_s=timeout_s)
-    return AgentClient(_transport(device, endpoint, host_key, login_key), timeout_s=timeout_s)
+    return AgentClient(_transport(device, endpoint, host_key, login_key, facts or {}), timeout_s=timeout_s)
 
 
-def _transport(device: str, endpoint: Endpoint, host_key: str | None, login_key: Path | None) -> Transport:
+def _transport(
+    device: str,
+    endpoint: Endpoint,
+    host_key: str | None,
+    login_key: Path | None,
+    facts: Mapping[str, Json],
+) -> Transport:
     if endpoint.scheme == "unix":
         from fedctl.transport.unix import UnixTransport
 
@@ -73,6 +83,8 @@ def _transport(device: str, endpoint: Endpoint, host_key: str | None, login_key:
     if host_key is None or login_key is None:
         missing = "host key" if host_key is None else "login key"
         raise UsageError(f"device {device} is reached by SSH but has no {missing}", subject=device)
+    from fedctl.transport.jump import Route
     from fedctl.transport.ssh import SshTransport
 
-    return SshTransport(device, endpoint, host_key=host_key, login_key=login_key)
+    route = Route.from_facts(facts)
+    return SshTransport(device, endpoint, host_key=host_key, login_key=login_key, route=route)

@@ -1,7 +1,7 @@
 """The person's own SSH login on a device, for enrolment, upgrade, rekey and removal.
 
 Unlike the agent's connections this one follows the user's OpenSSH configuration: host aliases, users,
-ports, identity files, the ssh-agent and known_hosts. Not supported: passwords, ProxyJump and
+ports, jump hosts, identity files, certificates, the ssh-agent and known_hosts. Not supported: passwords,
 ProxyCommand, certificates of hosts.
 """
 
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -22,6 +23,7 @@ from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, describe, remaini
 if TYPE_CHECKING:
     import paramiko
 
+    from fedctl.transport.jump import Route
     from fedctl.transport.sshconfig import SshTarget
 
 _OUTPUT_BYTES = 8 * 1024 * 1024  # of stdout and stderr each
@@ -44,10 +46,12 @@ class AdminSession:
         host_key: The key the device proved, `ssh-ed25519 AAAA…`: what `device.host_key` pins.
         endpoint: The resolved address (user, host name and port all set): what `device.url` should hold,
             since the agent's connections do not read the OpenSSH configuration.
+        route: The jump hosts on the way, which the agent's connections take too.
         notes: What of the configuration could not be followed, one sentence each; usually empty.
     """
 
-    def __init__(self, link: paramiko.Transport, target: SshTarget, host_key: str) -> None:
+    def __init__(self, link: paramiko.Transport, target: SshTarget, host_key: str, route: Route) -> None:
+        self.route = route
         self.host_key = host_key
         self.endpoint = Endpoint("ssh", user=target.user, host=target.hostname, port=target.port)
         self.notes = target.notes
@@ -98,6 +102,7 @@ def open_admin(
     ssh_config: Path | None = None,
     accept_host_key: str | None = None,
     ask: Callable[[str], bool] | None = None,
+    login_key: Path | None = None,
     device: str = "",
     pinned: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -109,20 +114,22 @@ def open_admin(
         ssh_config: Another configuration file than the user's (`ssh -F`).
         accept_host_key: `SHA256:…` fingerprint that is trusted, whatever known_hosts says.
         ask: Asked about an unknown host key with a whole question; None when there is no terminal.
+        login_key: The fleet's login key, which a jump host may know beside the person's own.
         device: Named in errors; the host where it has no name yet.
         pinned: The host key of the device's enrolment, `type base64`; trusted unless another is accepted.
         timeout_s: For connection and login.
 
     Raises:
         UsageError: The endpoint is no `ssh` one.
-        ConfigError: The configuration cannot be read, or asks for ProxyJump or ProxyCommand.
+        ConfigError: The configuration cannot be read, or asks for ProxyCommand.
         UnreachableError: The device did not answer.
         TrustError: Its host key is unknown, changed or revoked, or no key was accepted for the login.
     """
     from fedctl.transport.hostkeys import KnownHosts, check_host_key
+    from fedctl.transport.jump import JUMP_HOSTS, route_to
     from fedctl.transport.login import log_in_as_person
     from fedctl.transport.sshconfig import resolve
-    from fedctl.transport.sshlink import connect, host_key_of
+    from fedctl.transport.sshlink import HANDSHAKES, connect, host_key_of
 
     if endpoint.scheme != "ssh":
         raise UsageError(f"{endpoint.url} is no ssh:// address", subject=endpoint.url)
@@ -131,18 +138,30 @@ def open_admin(
     host = target.hostname
     known = KnownHosts.read(target.known_hosts, target.known_as, target.port)
     key_types = [pinned.split(" ", 1)[0]] if pinned else known.key_types
-    link = connect(host, target.port, key_types=key_types, device=device or host, deadline=deadline)
+    route = route_to(target, ssh_config)
+    through = partial(JUMP_HOSTS.open, route, device=device or host, login_key=login_key, ask=ask)
+    link = None
     try:
-        shown = host_key_of(link)
-        check_host_key(shown, known, where=host, accept=accept_host_key, ask=ask, pinned=pinned)
-        # A person may have thought about the question for longer than the deadline.
-        log_in_as_person(link, target, deadline=time.monotonic() + timeout_s)
+        with HANDSHAKES.turn((route, host, target.port), deadline):
+            link = connect(
+                host,
+                target.port,
+                key_types=key_types,
+                device=device or host,
+                deadline=deadline,
+                opener=through if route.hops else None,
+            )
+            shown = host_key_of(link)
+            check_host_key(shown, known, where=host, accept=accept_host_key, ask=ask, pinned=pinned)
+            # A person may have thought about the question for longer than the deadline.
+            log_in_as_person(link, target, deadline=time.monotonic() + timeout_s)
     except BaseException as error:
-        link.close()
+        if link is not None:
+            link.close()
         if isinstance(error, FedctlError) or not isinstance(error, Exception):
             raise
         raise UnreachableError(f"login on {host} broke off: {describe(error)}", subject=host) from error
-    return AdminSession(link, target, shown)
+    return AdminSession(link, target, shown, JUMP_HOSTS.seen(route))
 
 
 class _TooMuchOutputError(Exception):

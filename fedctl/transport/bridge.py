@@ -1,7 +1,7 @@
-"""The first line of a session channel: is it the agent's bridge, and if not, what is wrong?
+"""The beginning of a session channel: is it the agent's bridge, and if not, what is wrong?
 
-`fedctl_agent.dial_stdio` prints it before anything of the agent, so that a chatty shell start-up file, a
-missing installation and an agent that is down can be told apart and named.
+`fedctl_agent.dial_stdio` prints a line before anything of the agent. What a shell start-up file prints
+before that line is skipped; a missing installation and an agent that is down are told apart and named.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from fedctl.transport.base import Endpoint, remaining_s
 
 _NAME = b"fedctl-agent dial-stdio"
 _BANNER = _NAME + b" 1\n"
-_LINE_BYTES = 4096  # the longest first line that is read
+_SPOKEN = re.compile(_NAME + rb"(?:: [^\n]*| [0-9]+)(?:\n|\Z)")  # a line of the bridge, of any version
+_CHATTER_BYTES = 64 * 1024  # what a login may print before the bridge's line
+_LINE_BYTES = 4096  # the longest line of the bridge, or of stderr, that is read
 _SHOWN_CHARS = 120
 _NOT_STARTED = {126, 127}  # exit codes of a shell that could not start the bridge
 _FORBIDDEN = {"EACCES", "EPERM"}
 
 
 def expect_agent(channel: paramiko.Channel, *, device: str, endpoint: Endpoint, deadline: float) -> None:
-    """Read the bridge's banner; afterwards the channel is the agent's socket.
+    """Read up to the bridge's banner; afterwards the channel is the agent's socket.
 
     Args:
         channel: Its forced command has been started.
@@ -36,27 +38,39 @@ def expect_agent(channel: paramiko.Channel, *, device: str, endpoint: Endpoint, 
         TrustError: The login may not open the agent's socket.
         DeviceError: Something else than a bridge answers, or none can be started.
     """
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _LINE_BYTES:
-        channel.settimeout(remaining_s(deadline))
-        byte = channel.recv(1)  # not one byte more: what follows the line belongs to HTTP
-        if not byte:
-            break
-        line += byte
-    if line == _BANNER:
+    said = _read_to_banner(channel, deadline)
+    if said is None:
         return
-    text = printable(line.decode("utf-8", "replace"))
-    if line.startswith(_NAME):
-        raise _bridge_error(text, device, endpoint)
-    if line:
+    spoken = _SPOKEN.search(said)
+    if spoken:
+        raise _bridge_error(printable(spoken[0].decode("utf-8", "replace").strip()), device, endpoint)
+    if len(said) >= _CHATTER_BYTES:
+        text = printable(said[:_LINE_BYTES].decode("utf-8", "replace"))
         raise DeviceError(
             f"device {device}: the login of {endpoint.user} prints {text[:_SHOWN_CHARS]!r} "
-            "before the agent answers",
+            f"and more, {_CHATTER_BYTES // 1024} KiB before the agent answers",
             hint="its shell start-up file (.bashrc, .profile) must be silent when it is not interactive",
             subject=device,
             code="chatty_login",
         )
-    raise _silent_end(channel, device, deadline)
+    raise _silent_end(channel, device, deadline, said)
+
+
+def _read_to_banner(channel: paramiko.Channel, deadline: float) -> bytes | None:
+    """None when the banner has come, else all that came instead."""
+    said = bytearray()
+    while len(said) < _CHATTER_BYTES:
+        channel.settimeout(remaining_s(deadline))
+        byte = channel.recv(1)  # not one byte more: what follows the banner belongs to HTTP
+        if not byte:
+            break
+        said += byte
+        if byte == b"\n":
+            if said.endswith(_BANNER):  # perhaps behind chatter that did not end its line
+                return None
+            if _SPOKEN.search(said[-_LINE_BYTES:]):
+                break
+    return bytes(said)
 
 
 def _bridge_error(text: str, device: str, endpoint: Endpoint) -> FedctlError:
@@ -81,13 +95,19 @@ def _bridge_error(text: str, device: str, endpoint: Endpoint) -> FedctlError:
     )
 
 
-def _silent_end(channel: paramiko.Channel, device: str, deadline: float) -> FedctlError:
+def _silent_end(channel: paramiko.Channel, device: str, deadline: float, stdout: bytes) -> FedctlError:
+    """The error for a channel that ended without a banner; `stdout` is what it printed instead."""
     channel.status_event.wait(remaining_s(deadline))
     said = channel.recv_stderr(_LINE_BYTES) if channel.recv_stderr_ready() else b""
-    lines = said.decode("utf-8", "replace").strip().splitlines()
+    lines = (said.strip() or stdout).decode("utf-8", "replace").strip().splitlines()
     reason = printable(lines[-1]) if lines else f"exit code {channel.exit_status}"
     if channel.exit_status in _NOT_STARTED:
         return DeviceError(
             f"device {device}: the agent cannot be started: {reason}", subject=device, code="no_agent"
         )
-    return UnreachableError(f"device {device} hung up before the agent answered: {reason}", subject=device)
+    return UnreachableError(
+        f"device {device} hung up before the agent answered: {reason[:_SHOWN_CHARS]}",
+        hint="if it goes on, something else than fedctl's line decides what this login runs: sshd's "
+        "ForceCommand, the account's shell, or a start-up file that ends it",
+        subject=device,
+    )

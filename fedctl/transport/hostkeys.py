@@ -1,7 +1,7 @@
 """Whether a host key may be trusted at enrolment: known_hosts files, a given fingerprint, or a question.
 
 Read of known_hosts: plain, wildcard, negated, `[host]:port` and hashed names, `@revoked`. Not supported:
-`@cert-authority`, whose lines are skipped.
+the host certificates of `@cert-authority` lines, which errors name.
 
 Source: sshd(8), SSH_KNOWN_HOSTS FILE FORMAT.
 """
@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Self
@@ -33,6 +33,7 @@ class KnownHosts:
 
     keys: frozenset[str]
     revoked: frozenset[str]
+    by_authority: bool = False  # a certificate authority vouches for the host, by certificates unread here
 
     @classmethod
     def read(cls, paths: Iterable[Path], host: str, port: int) -> Self:
@@ -42,15 +43,21 @@ class KnownHosts:
             ConfigError: A file exists but cannot be read.
         """
         name = host if port == DEFAULT_PORT else f"[{host}]:{port}"
-        keys, revoked = set(), set()
+        keys, revoked, by_authority = set(), set(), False
         for marker, patterns, key in _entries(paths):
             if not _matches(patterns, name):
                 continue
             if marker == "@revoked":
                 revoked.add(key)
+            elif marker == "@cert-authority":
+                by_authority = True
             elif not marker:
                 keys.add(key)
-        return cls(frozenset(keys), frozenset(revoked))
+        return cls(frozenset(keys), frozenset(revoked), by_authority)
+
+    def or_else(self, key: str) -> KnownHosts:
+        """With `key` as the known one where the files have none; "" adds nothing."""
+        return replace(self, keys=frozenset([key])) if key and not self.keys else self
 
     @property
     def key_types(self) -> list[str]:
@@ -66,6 +73,7 @@ def check_host_key(
     accept: str | None,
     ask: Callable[[str], bool] | None,
     pinned: str | None = None,
+    unknown_hint: str = "",
 ) -> None:
     """Trust the key `shown`, or refuse.
 
@@ -76,6 +84,7 @@ def check_host_key(
         accept: A fingerprint that is trusted, or None.
         ask: Asked when nothing is known; None when nobody can be.
         pinned: The key of the device's enrolment, `type base64`; then known_hosts has no say but to revoke.
+        unknown_hint: The way out for an unknown key, where --accept-host-key is none.
 
     Raises:
         TrustError: Revoked, changed, unknown, or not the accepted one.
@@ -110,10 +119,12 @@ def check_host_key(
             "if the device was re-flashed, remove the old line (ssh-keygen -R); else somebody else answers",
         )
     if ask is None:
+        unread = "; known_hosts has only a @cert-authority for it, and host certificates are not read here"
         raise _refuse(
             where,
-            f"{kind} key of {where} is unknown: {print_}",
-            f"compare it with what the device itself prints ({there}) and add --accept-host-key {print_}",
+            f"{kind} key of {where} is unknown: {print_}{unread if known.by_authority else ''}",
+            unknown_hint
+            or f"compare it with what the device itself prints ({there}) and add --accept-host-key {print_}",
         )
     if not ask(f"host key {print_} ({kind}) of {where} is new. Trust it?"):
         raise _refuse(where, f"{kind} key {print_} of {where} was not trusted")

@@ -1,8 +1,8 @@
 """An agent behind SSH: a session channel in which the login key's forced command runs `dial-stdio`.
 
-Strict: the host key must be the pinned one, the login is by the fleet's key only, and neither the user's
-OpenSSH configuration nor an ssh-agent is looked at. One SSH connection carries all of a client's streams
-and is made anew when it was lost.
+Strict: the host key must be the pinned one and the login is by the fleet's key only. The user's OpenSSH
+configuration and ssh-agent are only looked at for jump hosts. One SSH connection carries all of a client's
+streams and is made anew when it was lost.
 """
 
 from __future__ import annotations
@@ -14,25 +14,38 @@ from pathlib import Path
 import paramiko
 from paramiko.pkey import UnknownKeyType
 
-from fedctl.core.errors import ConfigError, FedctlError, TrustError
-from fedctl.transport.base import Endpoint, Stream, Transport, remaining_s
+from fedctl.core.errors import ConfigError, DeviceError, FedctlError, TrustError
+from fedctl.transport.base import Endpoint, Stream, Transport, describe, remaining_s
 from fedctl.transport.bridge import expect_agent
+from fedctl.transport.jump import JUMP_HOSTS, Route
 from fedctl.transport.sshlink import (
     DEFAULT_PORT,
+    HANDSHAKES,
+    LoginAnswer,
     connect,
     fingerprint,
     host_key_of,
     log_in,
 )
 
+_DIRECT = Route()
 _COMMAND = "dial-stdio"  # only for sshd's log: the key's forced command runs instead
 
 
 class SshTransport(Transport):
     """Streams to one device's agent over one SSH connection."""
 
-    def __init__(self, device: str, endpoint: Endpoint, *, host_key: str, login_key: Path) -> None:
+    def __init__(
+        self,
+        device: str,
+        endpoint: Endpoint,
+        *,
+        host_key: str,
+        login_key: Path,
+        route: Route = _DIRECT,
+    ) -> None:
         super().__init__(device)
+        self._route = route
         self._host, self._port = endpoint.host, endpoint.port or DEFAULT_PORT
         self._user = endpoint.user or getpass.getuser()
         self._endpoint = replace(endpoint, user=self._user)
@@ -47,13 +60,19 @@ class SshTransport(Transport):
             self._link = None
 
     def _dial(self, deadline: float) -> Stream:
-        if self._link is None or not self._link.is_active():
+        fresh = self._link is None or not self._link.is_active()
+        if self._link is None or fresh:
             self.close()
             self._link = self._login(deadline)
         try:
             return ChannelStream(self, self._open_channel(self._link, deadline))
         except FedctlError:
             raise
+        except paramiko.ChannelException as error:
+            self.close()
+            if fresh:
+                raise _no_session(self.device, error) from error
+            return self._dial(deadline)  # an earlier session may still count towards sshd's MaxSessions
         except BaseException:
             self.close()  # a connection that died unnoticed must not spoil the next try as well
             raise
@@ -70,29 +89,42 @@ class SshTransport(Transport):
         return channel
 
     def _login(self, deadline: float) -> paramiko.Transport:
-        key = self._key()
-        link = connect(
-            self._host,
-            self._port,
-            key_types=[self._host_key.split(" ", 1)[0]],
-            device=self.device,
-            deadline=deadline,
-        )
-        try:
-            self._check_host_key(host_key_of(link))
-            accepted = log_in(link, self._user, key, deadline=deadline)
-        except BaseException:
+        answer = LoginAnswer.REFUSED
+        for path in login_keys(self._login_key):
+            link, answer = self._try(path, deadline)
+            if answer is LoginAnswer.ACCEPTED:
+                return link
             link.close()
-            raise
-        if accepted:
-            return link
-        link.close()
+        why = f": {answer.value}" if answer is not LoginAnswer.REFUSED else ""
         raise TrustError(
-            f"device {self.device} refused the fleet's login key for user {self._user}",
+            f"device {self.device} refused the fleet's login key for user {self._user}{why}",
             hint="its authorized_keys no longer holds fedctl's line, perhaps after a re-flash: "
-            "enrol it again with `fedctl devices add`",
+            f"`fedctl devices rekey {self.device}` puts it back",
             subject=self.device,
             code="login",
+        )
+
+    def _try(self, path: Path, deadline: float) -> tuple[paramiko.Transport, LoginAnswer]:
+        key = _load(path)
+        with HANDSHAKES.turn((self._route, self._host, self._port), deadline):
+            link = connect(
+                self._host,
+                self._port,
+                key_types=[self._host_key.split(" ", 1)[0]],
+                device=self.device,
+                deadline=deadline,
+                opener=self._through if self._route.hops else None,
+            )
+            try:
+                self._check_host_key(host_key_of(link))
+                return link, log_in(link, self._user, key, deadline=deadline)
+            except BaseException:
+                link.close()
+                raise
+
+    def _through(self, host: str, port: int, deadline: float) -> paramiko.Channel:
+        return JUMP_HOSTS.open(
+            self._route, host, port, deadline, device=self.device, login_key=self._login_key
         )
 
     def _check_host_key(self, shown: str) -> None:
@@ -110,14 +142,28 @@ class SshTransport(Transport):
             code="host_key",
         )
 
-    def _key(self) -> paramiko.PKey:
-        try:
-            key: paramiko.PKey = paramiko.PKey.from_path(self._login_key)
-        except (OSError, ValueError, TypeError, paramiko.SSHException, UnknownKeyType) as error:
-            raise ConfigError(
-                f"login key {self._login_key} cannot be used: {error}", subject=str(self._login_key)
-            ) from error
-        return key
+
+def _no_session(device: str, error: paramiko.ChannelException) -> DeviceError:
+    return DeviceError(
+        f"device {device} refuses sessions on the connection: {error.text}",
+        hint="its sshd has MaxSessions 0: fedctl needs 1 or more",
+        subject=device,
+        code="no_session",
+    )
+
+
+def login_keys(current: Path) -> list[Path]:
+    """The fleet's login key, and the one before it while `devices rekey` has not replaced it everywhere."""
+    before = current.with_name(f"{current.name}.previous")
+    return [current, before] if before.exists() else [current]
+
+
+def _load(path: Path) -> paramiko.PKey:
+    try:
+        key: paramiko.PKey = paramiko.PKey.from_path(path)
+    except (OSError, ValueError, TypeError, paramiko.SSHException, UnknownKeyType) as error:
+        raise ConfigError(f"login key {path} cannot be used: {describe(error)}", subject=str(path)) from error
+    return key
 
 
 class ChannelStream:

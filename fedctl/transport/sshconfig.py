@@ -1,13 +1,14 @@
 """What the user's OpenSSH configuration says about a host, so that an alias works here as it does there.
 
 `ssh -G` answers where OpenSSH is installed, with Include, Match and the rest. Otherwise paramiko's reader
-does, which knows no Include: what could not be followed is named in `notes`. ProxyJump and ProxyCommand
-are refused, not ignored.
+does, which knows no Include: what could not be followed is named in `notes`. ProxyCommand is refused, not
+ignored; ProxyJump is what `fedctl.transport.jump` follows.
 """
 
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedctl.core.errors import ConfigError
+from fedctl.core.errors import ConfigError, UsageError, reason_of
 from fedctl.transport.base import Endpoint
 
 _SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
@@ -40,8 +41,11 @@ class SshTarget:
     known_as: str  # the name under which known_hosts lists it
     identity_files: tuple[Path, ...]  # in the order to try; they need not exist
     identities_only: bool  # an ssh-agent's other keys are not tried
+    certificates: tuple[Path, ...]  # of the person, for keys of any of these files
     use_agent: bool
+    agent_socket: Path | None  # another ssh-agent than SSH_AUTH_SOCK's
     known_hosts: tuple[Path, ...]
+    jump: tuple[Endpoint, ...]  # the hosts to go through, nearest first; they may be aliases
     notes: tuple[str, ...]  # what of the configuration is not followed
     login: str  # words that log in by OpenSSH in the same way, for a hint: `ssh -F FILE -p 2222 pi@watch`
 
@@ -50,7 +54,7 @@ def resolve(endpoint: Endpoint, *, config: Path | None = None) -> SshTarget:
     """Look a host up in the user's configuration, or in `config` instead.
 
     Raises:
-        ConfigError: The configuration cannot be read, or asks for ProxyJump or ProxyCommand.
+        ConfigError: The configuration cannot be read, or asks for ProxyCommand.
     """
     if config is not None and not config.is_file():
         raise ConfigError(f"SSH configuration {config} cannot be read", subject=str(config))
@@ -84,7 +88,8 @@ def _ask_openssh(endpoint: Endpoint, config: Path | None) -> Options:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"ssh -G {endpoint.host} failed: {error}", subject=endpoint.host) from error
+        reason = reason_of(error) if isinstance(error, OSError) else f"no answer within {_RESOLVE_S} s"
+        raise ConfigError(f"ssh -G {endpoint.host} failed: {reason}", subject=endpoint.host) from error
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ConfigError(f"ssh -G {endpoint.host} failed: {reason}", subject=endpoint.host)
@@ -106,7 +111,7 @@ def _read_ourselves(endpoint: Endpoint, config: Path | None) -> tuple[Options, l
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}", subject=str(path)) from error
+            raise ConfigError(f"{path} cannot be read: {reason_of(error)}", subject=str(path)) from error
         if re.search(r"^\s*include\b", text, re.IGNORECASE | re.MULTILINE):
             notes.append(f"Include in {path} is not followed, because OpenSSH's ssh is not installed here")
         texts.append(text)
@@ -119,23 +124,24 @@ def _read_ourselves(endpoint: Endpoint, config: Path | None) -> tuple[Options, l
 
 
 def _target(endpoint: Endpoint, options: Options, notes: list[str], *, login: str) -> SshTarget:
-    for keyword in ("proxyjump", "proxycommand"):
-        value = _one(options, keyword, "none")
-        if value.lower() != "none":
-            raise ConfigError(
-                f"the SSH configuration of {endpoint.host} asks for {keyword} {value}, which fedctl does not "
-                "support yet",
-                hint="use an address that this machine reaches directly",
-                subject=endpoint.host,
-            )
+    command = _one(options, "proxycommand", "none")
+    if command.lower() != "none":
+        raise ConfigError(
+            f"the SSH configuration of {endpoint.host} asks for proxycommand {command}, "
+            "which fedctl does not run",
+            hint="say it as ProxyJump HOST, or use an address that this machine reaches directly",
+            subject=endpoint.host,
+            code="proxy_command",
+        )
     hostname = _one(options, "hostname", endpoint.host)
     port = endpoint.port or int(_one(options, "port", "22"))
     user = endpoint.user or _one(options, "user", getpass.getuser())
     tokens = {"h": hostname, "p": str(port), "r": user, "n": endpoint.host, "u": getpass.getuser()}
     tokens |= {"d": str(Path.home()), "k": _one(options, "hostkeyalias", endpoint.host), "%": "%"}
     agent = _one(options, "identityagent", "SSH_AUTH_SOCK")
-    if agent not in {"none", "SSH_AUTH_SOCK", "$SSH_AUTH_SOCK"}:
-        notes.append(f"IdentityAgent {agent} is not used, only the ssh-agent of SSH_AUTH_SOCK")
+    other_agent = agent not in {"none", "SSH_AUTH_SOCK", "$SSH_AUTH_SOCK"}
+    if "knownhostscommand" in options:
+        notes.append("KnownHostsCommand is not run, only the files of known hosts are read")
     known = [
         *_one(options, "userknownhostsfile", _DEFAULT_KNOWN_HOSTS).split(),
         *_one(options, "globalknownhostsfile", _GLOBAL_KNOWN_HOSTS).split(),
@@ -147,11 +153,32 @@ def _target(endpoint: Endpoint, options: Options, notes: list[str], *, login: st
         known_as=_one(options, "hostkeyalias", hostname).lower(),
         identity_files=_paths(options.get("identityfile", list(_DEFAULT_KEYS)), tokens),
         identities_only=_one(options, "identitiesonly", "no") == "yes",
+        certificates=_paths(options.get("certificatefile", []), tokens),
         use_agent=agent != "none",
+        agent_socket=_paths([_variable(agent)], tokens)[0] if other_agent else None,
         known_hosts=_paths(known, tokens),
+        jump=_jump(_one(options, "proxyjump", "none"), endpoint.host),
         notes=tuple(notes),
         login=login,
     )
+
+
+def _jump(words: str, host: str) -> tuple[Endpoint, ...]:
+    """The hosts of `ProxyJump a,user@b:port,ssh://c`."""
+    if words.lower() == "none":
+        return ()
+    hosts = [word if "://" in word else f"ssh://{word}" for word in words.replace(",", " ").split()]
+    try:
+        return tuple(Endpoint.parse(host) for host in hosts)
+    except UsageError as error:
+        raise ConfigError(
+            f"the SSH configuration of {host} has a ProxyJump that is not understood: {words}", subject=host
+        ) from error
+
+
+def _variable(text: str) -> str:
+    """IdentityAgent may name an environment variable: `$MY_AGENT`."""
+    return os.environ.get(text[1:], text) if text.startswith("$") else text
 
 
 def _one(options: Options, keyword: str, default: str) -> str:

@@ -10,9 +10,12 @@ import hashlib
 import logging
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
 
 import paramiko
+from paramiko.ssh_exception import PartialAuthentication
 
 from fedctl.core.errors import UnreachableError
 from fedctl.transport.base import describe, remaining_s
@@ -20,6 +23,7 @@ from fedctl.transport.base import describe, remaining_s
 DEFAULT_PORT = 22
 _CIPHER = "aes128-gcm@openssh.com"  # hardware-supported nearly everywhere, and needs no separate MAC
 _KEEPALIVE_S = (15, 5, 3)  # idle, interval, probes: a device that vanished is noticed within 30 s
+_MOST_HANDSHAKES = 8  # unfinished ones with one server
 _RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 
 # Without a handler of its own, paramiko's error log reaches stderr through logging's last resort; what
@@ -27,8 +31,56 @@ _RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
+class LoginAnswer(Enum):
+    """What a server says to a key; the values are for a person."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    NO_KEYS = "its sshd takes no keys (PubkeyAuthentication no, or AuthenticationMethods)"
+    MORE_NEEDED = "its sshd takes the key and asks for more (AuthenticationMethods)"
+
+
+class HandshakeTurns:
+    """Keeps the unfinished handshakes with one server below what makes sshd drop connections.
+
+    Source: sshd_config(5), MaxStartups: from ten on, some are refused at random.
+    """
+
+    def __init__(self, most: int = _MOST_HANDSHAKES) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._servers: dict[Hashable, threading.Semaphore] = {}
+
+    @contextmanager
+    def turn(self, server: Hashable, deadline: float) -> Iterator[None]:
+        """Hold one of the server's places, from before connecting until after the login.
+
+        Raises:
+            TimeoutError: None became free before `deadline`.
+        """
+        with self._lock:
+            places = self._servers.setdefault(server, threading.Semaphore(self._most))
+        if not places.acquire(timeout=remaining_s(deadline)):
+            raise TimeoutError
+        try:
+            yield
+        finally:
+            places.release()
+
+
+HANDSHAKES = HandshakeTurns()  # of this process
+Opener = Callable[[str, int, float], socket.socket | paramiko.Channel]  # host, port, deadline
+
+
 def connect(
-    host: str, port: int, *, key_types: Sequence[str], device: str, deadline: float
+    host: str,
+    port: int,
+    *,
+    key_types: Sequence[str],
+    device: str,
+    deadline: float,
+    opener: Opener | None = None,
+    kind: str = "device",
 ) -> paramiko.Transport:
     """Connect and agree on keys; the host key is not checked yet and nobody is logged in.
 
@@ -39,33 +91,36 @@ def connect(
             changed key is seen as such.
         device: Named in errors.
         deadline: Instant of `time.monotonic()`.
+        opener: Opens the byte stream, e.g. through a jump host; TCP from here when None.
+        kind: What `device` is, for errors.
 
     Raises:
         UnreachableError: Nothing that speaks SSH answered in time.
+        TrustError: Whatever `opener` raises, e.g. of a jump host.
     """
     link = None
     try:
-        link = _tcp(host, port, deadline)
+        link = (opener or _tcp)(host, port, deadline)
         transport = paramiko.Transport(link)
     except (OSError, paramiko.SSHException) as error:
         if link is not None:
             link.close()
         raise UnreachableError(
-            f"device {device} could not be reached at {host} port {port}: {describe(error)}", subject=device
+            f"{kind} {device} could not be reached at {host} port {port}: {describe(error)}", subject=device
         ) from error
     try:
         _negotiate(transport, key_types, deadline)
     except Exception as error:
         transport.close()
         raise UnreachableError(
-            f"device {device}: what answers at {host} port {port} ended the SSH handshake: {describe(error)}",
+            f"{kind} {device}: what answers at {host} port {port} ended the SSH handshake: {describe(error)}",
             subject=device,
         ) from error
     return transport
 
 
-def log_in(transport: paramiko.Transport, user: str, key: paramiko.PKey, *, deadline: float) -> bool:
-    """Try one key; returns whether the server took it.
+def log_in(transport: paramiko.Transport, user: str, key: paramiko.PKey, *, deadline: float) -> LoginAnswer:
+    """Try one key.
 
     Raises:
         TimeoutError: At the deadline.
@@ -76,10 +131,14 @@ def log_in(transport: paramiko.Transport, user: str, key: paramiko.PKey, *, dead
     if not done.wait(remaining_s(deadline)):
         raise TimeoutError
     if transport.is_authenticated():
-        return True
+        return LoginAnswer.ACCEPTED
     error = transport.get_exception()
+    if isinstance(error, PartialAuthentication):
+        return LoginAnswer.MORE_NEEDED
+    if isinstance(error, paramiko.BadAuthenticationType):
+        return LoginAnswer.NO_KEYS
     if error is None or isinstance(error, paramiko.AuthenticationException):
-        return False
+        return LoginAnswer.REFUSED
     raise error
 
 

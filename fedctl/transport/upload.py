@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from fedctl.core.errors import ConfigError, reason_of
+from fedctl.core.errors import ConfigError, unreadable
 from fedctl.transport.answers import Answered, bad_answer, error_of
 from fedctl.transport.base import transfer_timeout_s
 from fedctl_wire.errors import WireError
@@ -115,7 +115,7 @@ def _rest(file: BlobFile, offset: int, device: str) -> int:
     try:
         size = file.path.stat().st_size
     except OSError as error:
-        raise ConfigError(f"{file.path} cannot be read: {reason_of(error)}", subject=str(file.path)) from error
+        raise unreadable(file.path, error) from error
     if size != file.bytes:
         raise ConfigError(
             f"{file.path} has {size} bytes, its manifest says {file.bytes}", subject=str(file.path)
@@ -132,4 +132,4 @@ def _blocks(file: BlobFile, offset: int, on_bytes: Callable[[int], None] | None)
                 if on_bytes is not None:
                     on_bytes(len(block))
     except OSError as error:
-        raise ConfigError(f"{file.path} cannot be read: {reason_of(error)}", subject=str(file.path)) from error
+        raise unreadable(file.path, error) from error

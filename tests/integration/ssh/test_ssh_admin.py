@@ -231,9 +231,9 @@ def test_a_unix_socket_has_no_login(tmp_path: Path) -> None:
         open_admin(Endpoint.parse(f"unix://{tmp_path}/s"))
 
 
-def test_a_proxy_jump_is_named(person: Person) -> None:
-    person.configure("ProxyJump bastion")
-    with pytest.raises(ConfigError, match="proxyjump bastion"):
+def test_a_proxy_command_is_named(person: Person) -> None:
+    person.configure("ProxyCommand nc %h %p")
+    with pytest.raises(ConfigError, match="proxycommand nc"):
         person.log_in()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -130,21 +130,52 @@ def test_the_restricted_key_can_do_nothing_else(bed: SshBed, agent: FakeAgent) -
     assert done.stdout.startswith(b"fedctl-agent dial-stdio 1\nHTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("text", ["welcome to this watch", "\x1b[2Jwatch", "watch" * 2_000])
-def test_a_chatty_start_up_file_is_named(bed: SshBed, agent: FakeAgent, text: str) -> None:
+@pytest.fixture
+def bashrc(bed: SshBed) -> Iterator[Path]:
+    """The user's start-up file, which bash reads even for the forced command."""
     start_up = bed.home / ".bashrc"
     before = start_up.read_text()
-    start_up.write_text(f"echo '{text}'\n")  # bash reads it even for the forced command
-    try:
-        with (
-            client_of(bed, bed.bridge_command(agent.socket_path)) as client,
-            pytest.raises(DeviceError) as caught,
-        ):
-            client.health()
-    finally:
-        start_up.write_text(before)
+    yield start_up
+    start_up.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo 'welcome to this watch'",
+        "printf '\\033[2Jwatch'",
+        "printf 'no end of line'",
+        "seq 5000",
+        "echo oops >&2",
+        "echo 'fedctl-agent dial-stdio is here'",
+    ],
+)
+def test_a_chatty_start_up_file_is_heard_out(
+    bed: SshBed, agent: FakeAgent, bashrc: Path, command: str
+) -> None:
+    bashrc.write_text(f"{command}\n")
+    with client_of(bed, bed.bridge_command(agent.socket_path)) as client:
+        assert client.health().boot_id == "boot-1"
+        assert client.health().boot_id == "boot-1"
+
+
+def test_a_chatty_start_up_file_does_not_hide_why_the_agent_is_down(bed: SshBed, bashrc: Path) -> None:
+    bashrc.write_text("echo welcome\n")
+    command = bed.bridge_command(bed.new_directory("nobody") / "agent.sock")
+    with client_of(bed, command) as client, pytest.raises(UnreachableError) as caught:
+        client.health()
+    assert caught.value.code == "agent_down"
+
+
+def test_a_start_up_file_that_prints_without_end_is_named(
+    bed: SshBed, agent: FakeAgent, bashrc: Path
+) -> None:
+    bashrc.write_text("yes 'watch\033[2J'\n")
+    command = bed.bridge_command(agent.socket_path)
+    with client_of(bed, command) as client, pytest.raises(DeviceError) as caught:
+        client.health()
     assert caught.value.code == "chatty_login"
-    assert "watch'" in caught.value.message or "watchwatch" in caught.value.message
+    assert "prints 'watch" in caught.value.message
     assert caught.value.message.isprintable()
     assert "start-up file" in caught.value.hint
 

@@ -9,6 +9,7 @@ import pytest
 
 from fedctl.core.errors import ConfigError
 from fedctl.transport.base import Endpoint
+from fedctl.transport.jump import route_to
 from fedctl.transport.sshconfig import resolve
 
 CONFIG = """
@@ -25,8 +26,13 @@ Host named
   HostName 192.0.2.43
   HostKeyAlias Watch.Example
   IdentityAgent /run/other-agent
+  KnownHostsCommand /usr/bin/known %h
 Host behind
-  ProxyJump bastion
+  ProxyJump bastion,ops@Gate:2200,[2001:db8::9]:22
+Host circle
+  ProxyJump round
+Host round
+  ProxyJump circle
 Host tunnelled
   ProxyCommand nc %h %p
 """
@@ -70,17 +76,35 @@ def test_a_host_that_is_not_mentioned(config: Path) -> None:
 def test_what_is_not_followed_is_named(config: Path) -> None:
     target = resolve(Endpoint.parse("ssh://named"), config=config)
     assert target.known_as == "watch.example"
-    assert any("IdentityAgent /run/other-agent" in note for note in target.notes)
+    assert target.agent_socket == Path("/run/other-agent")
+    assert [note for note in target.notes if "KnownHostsCommand" in note]
 
 
-@pytest.mark.parametrize(
-    ("host", "word"), [("behind", "proxyjump bastion"), ("tunnelled", "proxycommand nc")]
-)
-def test_a_proxy_is_refused_and_named(config: Path, host: str, word: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        resolve(Endpoint.parse(f"ssh://{host}"), config=config)
-    assert word in caught.value.message
-    assert host in caught.value.message
+def test_a_proxy_command_is_refused_and_named(config: Path) -> None:
+    with pytest.raises(ConfigError, match="proxycommand nc") as caught:
+        resolve(Endpoint.parse("ssh://tunnelled"), config=config)
+    assert "tunnelled" in caught.value.message
+    assert "ProxyJump" in caught.value.hint
+
+
+def test_jump_hosts_are_named_in_order(config: Path) -> None:
+    target = resolve(Endpoint.parse("ssh://behind"), config=config)
+    assert [hop.url for hop in target.jump] == [
+        "ssh://bastion",
+        "ssh://ops@Gate:2200",
+        "ssh://[2001:db8::9]:22",
+    ]
+    assert resolve(Endpoint.parse("ssh://watch-7"), config=config).jump == ()
+
+
+def test_a_jump_host_that_needs_itself(config: Path) -> None:
+    with pytest.raises(ConfigError, match="in a circle"):
+        route_to(resolve(Endpoint.parse("ssh://circle"), config=config), config)
+
+
+def test_certificates_are_found(config: Path) -> None:
+    config.write_text("Host watch\n  CertificateFile /keys/%r-cert.pub\n  User pi\n")
+    assert resolve(Endpoint.parse("ssh://watch"), config=config).certificates == (Path("/keys/pi-cert.pub"),)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
