@@ -7,6 +7,7 @@ import functools
 import hashlib
 import random
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -247,6 +248,16 @@ def test_a_handshake_that_never_ends_is_given_up(hasty: TlsBed) -> None:
     with hasty.tcp() as slow:
         slow.sendall(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a ClientHello
         assert slow.recv(1) == b""
+
+
+def test_a_handshake_that_drips_is_given_up_as_a_whole(hasty: TlsBed) -> None:
+    """Each byte that arrives would start the time anew, if it were counted from the last one."""
+    with hasty.tcp() as dripping:
+        dripping.sendall(b"\x16\x03\x01\x40\x00\x01")  # of a record of 16 KiB
+        with pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012 - which byte is refused, nobody knows
+            for _ in range(1000):
+                dripping.sendall(b"\0")
+                time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

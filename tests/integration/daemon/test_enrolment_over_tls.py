@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,6 +226,46 @@ def test_an_enrolled_agent_listens_again_after_a_restart_and_stops_when_told(
     with pytest.raises(ConnectionRefusedError):
         bed.tcp()
     assert daemon.stop() == 0
+
+
+def test_a_listening_agent_stays_small_and_asleep(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    bed = TlsBed(tmp_path / "state")
+    bed.enrol_with_certificates()
+    bed.port = free_port()
+    bed.state.settings.write_text(f'https = "127.0.0.1:{bed.port}"\n')
+    daemon = start_daemon(bed)
+    for _ in range(50):
+        assert bed.call("GET", "/status", shown=bed.operator).status == 200
+    process = Path(f"/proc/{daemon.pid}")
+    eventually(lambda: len(list((process / "task").iterdir())) == 1, "the last connection is over")
+    maps = (process / "maps").read_text()
+    assert "numpy" not in maps
+    assert "cryptography" not in maps
+    before = (process / "status").read_text()
+    assert int(before.split("VmRSS:")[1].split()[0]) <= 26 * 1024
+    time.sleep(1.0)
+    woken = "\nvoluntary_ctxt_switches:"
+    assert (process / "status").read_text().split(woken)[1].split()[0] == before.split(woken)[1].split()[0]
+
+
+def test_it_listens_on_ipv6(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    bed = TlsBed(tmp_path / "state")
+    bed.enrol_with_certificates()
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        bed.port = probe.getsockname()[1]
+    bed.state.settings.write_text(f'https = "[::1]:{bed.port}"\n')
+    start_daemon(bed)
+    context = bed.context(bed.operator)
+    with (
+        socket.create_connection(("::1", bed.port), timeout=20) as plain,
+        context.wrap_socket(plain) as tls,
+    ):
+        tls.sendall(b"GET /v1/status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert tls.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_port_that_is_taken_is_named_and_the_socket_still_served(
