@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEADLINE_S = 60.0
 DESCRIBE_COMMAND = (sys.executable, "-P", "-m", "fedctl_agent.sources.describe")
 _SHARE = "data"
+_NO_FIT = {"schema", "no_source"}
 _FILES = 10_000  # of a source that are looked at for changes
 _DAY_S = 86_400
 Stamp = tuple[object, ...]
@@ -54,7 +55,7 @@ class Data:
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
         self._counted: tuple[Stamp, DataReport] | None = None
-        self._shapes: tuple[Stamp, dict[str, SourceReport]] | None = None
+        self._shapes: tuple[Stamp, dict[str, tuple[int, ...]]] = ((), {})
 
     def report(self, policy: EffectivePolicy) -> DataReport:
         """Counts, schema and, as far as the policy shares data, times, gaps, labels and missing cells.
@@ -80,31 +81,42 @@ class Data:
         """
         from fedctl_agent.sources.source import check_fit, check_shape, choose_source
         from fedctl_agent.trainers.contract import JobError
-        from fedctl_wire.messages import TaskState
 
         try:
             source = choose_source(self._state.sources, model)
             check_fit(source, needs)
-            seen = self._shape_of(source)
-            if seen.error is not None and seen.error.code == "schema":
-                raise ApiError(403, "schema", seen.error.message, subject=source.name)
-            if source.spec.shape is None and seen.error is None and seen.shape is not None:
-                check_shape(source, seen.shape, needs)
+            shape = self._shape_of(source)
+            if source.spec.shape is None and shape is not None:
+                check_shape(source, shape, needs)
         except JobError as error:
-            if error.state is TaskState.REFUSED:
+            if error.code in _NO_FIT:
                 raise ApiError(403, error.code, error.message, subject=model) from error
 
-    def _shape_of(self, source: Source) -> SourceReport:
+    def _shape_of(self, source: Source) -> tuple[int, ...] | None:
+        """The shape of one example, remembered for as long as the source files stay as they are.
+
+        Data that are not there yet, or cannot be read, may be so the next time.
+        """
         with self._lock:
             stamp = tuple(_stamps(self._state.sources))
-            if self._shapes is None or self._shapes[0] != stamp:
-                found = {report.source: report for report in self._describe("--shapes").sources}
-                # Only what is known is remembered: a source without data yet may have some the next time.
-                known = {name: seen for name, seen in found.items() if seen.error is None and seen.shape}
-                self._shapes = (stamp, known) if len(known) == len(found) else None
-            else:
-                found = self._shapes[1]
-        return found.get(source.name, SourceReport(source.name))
+            if self._shapes[0] != stamp:
+                self._shapes = (stamp, {})
+            known = self._shapes[1]
+            if source.name not in known:
+                shape = self._look(source)
+                if shape is None:
+                    return None
+                known[source.name] = shape
+            return known[source.name]
+
+    def _look(self, source: Source) -> tuple[int, ...] | None:
+        """Look at names and headers; libsqlite3 is a process's of its own, as it would stay in memory."""
+        if source.spec.kind != "sqlite":
+            return _LOOKS[source.spec.kind](source)
+        seen = {report.source: report for report in self._describe("--shapes").sources}.get(source.name)
+        if seen is not None and seen.error is not None and seen.error.code == "schema":
+            raise ApiError(403, "schema", seen.error.message, subject=source.name)
+        return None if seen is None or seen.error is not None else seen.shape
 
     def _describe(self, *options: str) -> DataReport:
         command = [
@@ -136,6 +148,21 @@ class Data:
             raise ApiError(
                 500, "data", "this device's data could not be described", hint="see its log: GET /v1/logs"
             ) from error
+
+
+def _look_at_arrays(source: Source) -> tuple[int, ...] | None:
+    from fedctl_agent.sources import npz_header
+
+    return npz_header.shape(source)
+
+
+def _look_at_text(source: Source) -> tuple[int, ...] | None:
+    from fedctl_agent.sources import csv_table
+
+    return csv_table.shape(source)
+
+
+_LOOKS = {"npz": _look_at_arrays, "csv": _look_at_text}
 
 
 def _shared(source: SourceReport, policy: EffectivePolicy) -> SourceReport:

@@ -61,8 +61,6 @@ class SourceKind(Protocol):
     def shape(self, source: Source) -> tuple[int, ...] | None:
         """The shape of one example, by a look at the data's names and headers; None: no data yet.
 
-        Loads no NumPy.
-
         Raises:
             JobError: As `read`; refused, `schema`, when a column or array that the file names is not there.
         """

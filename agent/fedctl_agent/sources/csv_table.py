@@ -40,8 +40,11 @@ def read(source: Source, needs: DataNeeds | None, oldest: float | None) -> Rows:
 def shape(source: Source) -> tuple[int, ...] | None:
     """What the file says, once the header of its last file has all the columns; see `SourceKind`."""
     path = data_files(source, _ENDING)[-1]
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        header = next(csv.reader(_lines(stream, path.name), delimiter=source.spec.delimiter), None)
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+            header = next(csv.reader(_lines(stream, path.name), delimiter=source.spec.delimiter), None)
+    except (OSError, csv.Error) as error:
+        raise JobError("data", f"{path.name} cannot be read: {shown(error)}") from error
     if header is None:
         return None
     _places(header, path.name, source, (*source.spec.features, *asked_columns(source.spec)))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import fedctl_agent.sources.arrange  # noqa: F401 - for the worker to have it before it forks a job
 from fedctl_agent.sources.files import data_files
+from fedctl_agent.sources.npz_header import ENDING, shape
 from fedctl_agent.sources.rows import (
     LABELS,
     UNLABELLED,
@@ -43,7 +44,9 @@ _NPY_HEADER = re.compile(
     rb" 'shape': \((?P<shape>\d{1,12}, ?(\d{1,12}(, \d{1,12})?)?)\), \} *\n"
 )
 _BLOCK_BYTES = 128 * KIB
-_ENDING = ".npz"
+
+
+__all__ = ["read", "shape"]
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ def read(source: Source, needs: DataNeeds | None, oldest: float | None) -> Rows:
     if needs is not None:
         check_fit(source, needs)
     parts, left = [], room()
-    for path in data_files(source, _ENDING):
+    for path in data_files(source, ENDING):
         parts.append(_load_file(path, source, needs, left))
         left -= parts[-1].nbytes
     lengths = [len(part.y) for part in parts]
@@ -79,12 +82,6 @@ def read(source: Source, needs: DataNeeds | None, oldest: float | None) -> Rows:
     time = _joined([part.time for part in parts])
     group = _groups(source, parts, lengths)
     return Rows(*_joined_examples(parts, widths.pop()), time, group)
-
-
-def shape(source: Source) -> tuple[int, ...] | None:
-    """The shape of the examples in the last file; see `SourceKind`."""
-    part = _load_file(data_files(source, _ENDING)[-1], source, None, room())
-    return part.x.shape[1:] if source.spec.window is None else (part.x.shape[1], source.spec.window)
 
 
 def _joined_examples(
