@@ -14,6 +14,7 @@ from fedctl.core.errors import UsageError
 from fedctl.transport.admin import AdminSession, Completed, open_admin
 from fedctl.transport.base import DEFAULT_TIMEOUT_S, ClientIdentity, Endpoint, Traffic, Transport
 from fedctl.transport.client import AgentClient
+from fedctl.transport.commands import why_no_commands
 from fedctl.transport.pool import retrying, sweep
 from fedctl_wire.codec import Json
 
@@ -29,6 +30,7 @@ __all__ = [
     "open_admin",
     "retrying",
     "sweep",
+    "why_no_commands",
 ]
 
 

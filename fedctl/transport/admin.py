@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fedctl.core.errors import DeviceError, FedctlError, UnreachableError, UsageError
+from fedctl.core.errors import DeviceError, ExitCode, FedctlError, UnreachableError, UsageError
 from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, describe, remaining_s
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _OUTPUT_BYTES = 8 * 1024 * 1024  # of stdout and stderr each
 _BLOCK_BYTES = 32 * 1024
+_SESSION_ENDS_S = 2.0  # until a session that was closed has ended on the server, too
+_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +46,26 @@ class AdminSession:
 
     Attributes:
         host_key: The key the device proved, `ssh-ed25519 AAAA…`: what `device.host_key` pins.
-        endpoint: The resolved address (user, host name and port all set): what `device.url` should hold,
-            since the agent's connections do not read the OpenSSH configuration.
+        endpoint: The device's own resolved address (user, host name and port all set): what `device.url`
+            should hold, since the agent's connections do not read the OpenSSH configuration.
+        user: Who is logged in.
+        acts_for: The user of `endpoint`, where the login is another one's, by `via`; else None.
         route: The jump hosts on the way, which the agent's connections take too.
         notes: What of the configuration could not be followed, one sentence each; usually empty.
     """
 
-    def __init__(self, link: paramiko.Transport, target: SshTarget, host_key: str, route: Route) -> None:
-        self.route = route
+    user: str = ""
+    acts_for: str | None = None
+
+    def __init__(
+        self, link: paramiko.Transport, login: SshTarget, device: SshTarget, host_key: str, route: Route
+    ) -> None:
         self.host_key = host_key
-        self.endpoint = Endpoint("ssh", user=target.user, host=target.hostname, port=target.port)
-        self.notes = target.notes
+        self.endpoint = Endpoint("ssh", user=device.user, host=device.hostname, port=device.port)
+        self.route = route
+        self.user = login.user
+        self.acts_for = None if login.user == device.user else device.user
+        self.notes = login.notes
         self._link = link
 
     def __enter__(self) -> Self:
@@ -75,7 +86,7 @@ class AdminSession:
 
         Raises:
             UnreachableError: The connection broke or the command did not end in time.
-            DeviceError: It printed more than 8 MiB.
+            DeviceError: It printed more than 8 MiB, or the login may have no session.
         """
         host = self.endpoint.host
         try:
@@ -83,6 +94,14 @@ class AdminSession:
         except _TooMuchOutputError as error:
             raise DeviceError(
                 f"{host}: a command printed more than {_OUTPUT_BYTES} bytes", subject=host
+            ) from error
+        except _NoSessionError as error:
+            raise DeviceError(
+                f"{host}: {self.user} may not run commands: its sshd opens no session ({error})",
+                hint="its sshd_config has MaxSessions 0 for this user: it needs 1 or more",
+                subject=host,
+                exit_code=ExitCode.CONFIG,
+                code="no_commands",
             ) from error
         except TimeoutError as error:
             raise UnreachableError(
@@ -96,9 +115,10 @@ class AdminSession:
         self._link.close()
 
 
-def open_admin(
+def open_admin(  # noqa: PLR0913 - what a person can say about a login
     endpoint: Endpoint,
     *,
+    via: Endpoint | None = None,
     ssh_config: Path | None = None,
     accept_host_key: str | None = None,
     ask: Callable[[str], bool] | None = None,
@@ -111,6 +131,7 @@ def open_admin(
 
     Args:
         endpoint: An `ssh` endpoint; its host may be an alias of the OpenSSH configuration.
+        via: Where and as whom to log in instead, e.g. as root; the endpoint stays the device's own.
         ssh_config: Another configuration file than the user's (`ssh -F`).
         accept_host_key: `SHA256:…` fingerprint that is trusted, whatever known_hosts says.
         ask: Asked about an unknown host key with a whole question; None when there is no terminal.
@@ -131,10 +152,12 @@ def open_admin(
     from fedctl.transport.sshconfig import resolve
     from fedctl.transport.sshlink import HANDSHAKES, connect, host_key_of
 
-    if endpoint.scheme != "ssh":
-        raise UsageError(f"{endpoint.url} is no ssh:// address", subject=endpoint.url)
+    for where in (endpoint, via or endpoint):
+        if where.scheme != "ssh":
+            raise UsageError(f"{where.url} is no ssh:// address", subject=where.url)
     deadline = time.monotonic() + timeout_s
-    target = resolve(endpoint, config=ssh_config)
+    target = resolve(via or endpoint, config=ssh_config)
+    own = resolve(endpoint, config=ssh_config) if via is not None else target
     host = target.hostname
     known = KnownHosts.read(target.known_hosts, target.known_as, target.port)
     key_types = [pinned.split(" ", 1)[0]] if pinned else known.key_types
@@ -161,15 +184,19 @@ def open_admin(
         if isinstance(error, FedctlError) or not isinstance(error, Exception):
             raise
         raise UnreachableError(f"login on {host} broke off: {describe(error)}", subject=host) from error
-    return AdminSession(link, target, shown, JUMP_HOSTS.seen(route))
+    return AdminSession(link, target, own, shown, JUMP_HOSTS.seen(route_to(own, ssh_config)))
 
 
 class _TooMuchOutputError(Exception):
     """A command prints without end."""
 
 
+class _NoSessionError(Exception):
+    """The server opens no session."""
+
+
 def _run(link: paramiko.Transport, argv: str, stdin: bytes, deadline: float) -> Completed:
-    with link.open_session(timeout=remaining_s(deadline)) as channel:
+    with _open_session(link, deadline) as channel:
         channel.settimeout(remaining_s(deadline))
         channel.exec_command(argv)
         # A thread of its own, or input and output could wait for each other; it ends with the channel.
@@ -179,6 +206,20 @@ def _run(link: paramiko.Transport, argv: str, stdin: bytes, deadline: float) -> 
         if not link.is_active():
             raise EOFError("connection lost")
         return Completed(channel.exit_status, stdout, stderr)
+
+
+def _open_session(link: paramiko.Transport, deadline: float) -> paramiko.Channel:
+    import paramiko
+
+    # The session of the command before may still count towards sshd's MaxSessions.
+    give_up = min(deadline, time.monotonic() + _SESSION_ENDS_S)
+    while True:
+        try:
+            return link.open_session(timeout=remaining_s(deadline))
+        except paramiko.ChannelException as error:
+            if time.monotonic() > give_up:
+                raise _NoSessionError(error.text) from error
+            time.sleep(_PAUSE_S)
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
