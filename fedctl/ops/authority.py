@@ -46,7 +46,7 @@ def operator_identity(home: Home) -> ClientIdentity:
     if not path.exists():
         raise ConfigError(
             f"the operator's certificate {path} is missing: without it no device answers over HTTPS",
-            hint="`fedctl init --root-key PATH` makes it, where PATH is the file of the root key",
+            hint="`fedctl init` makes it, with --root-key PATH where the root key is not in the home",
             subject=str(path),
             code="no_certificate",
         )

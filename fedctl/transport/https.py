@@ -75,7 +75,8 @@ class HttpsTransport(Transport):
         except ConnectionRefusedError as error:
             raise UnreachableError(
                 f"agent is not running on device {self.device}: nobody listens at {self._where}",
-                hint="start it there again; it listens for HTTPS where `https` in its agent.toml says",
+                hint="start it there again, and see that `https` in its agent.toml names this address; "
+                "before an enrolment `fedctl-agent enrol --listen ADDRESS:PORT` sets that",
                 subject=self.device,
                 code="agent_down",
             ) from error
@@ -116,9 +117,12 @@ class HttpsTransport(Transport):
         shown = _key_of(der)
         if shown == self._pin:
             return
+        keys = _short(shown), _short(self._pin)
+        if keys[0] == keys[1]:  # a token with a slip near its end
+            keys = shown, self._pin
         raise TrustError(
             f"device {self.device} at {self._where} shows another key than its identity: "
-            f"{_short(shown)}, pinned is {_short(self._pin)}",
+            f"{keys[0]}, pinned is {keys[1]}",
             hint="if it was set up anew, run `fedctl-agent enrol` there and add it again with that token; "
             "otherwise somebody else answers there",
             subject=self.device,

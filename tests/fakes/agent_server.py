@@ -108,6 +108,7 @@ class FakeAgent:
         self.tasks: dict[str, TaskStatus] = {}
         self.results: dict[str, bytes] = {}
         self.received: dict[str, bytes] = {}  # bodies of roster and policy
+        self.authorizations: list[str] = []  # the header's values, as they came
         self.answers: dict[str, Answer] = {}
         self.refuse_unread: dict[str, Answer] = {}
         self.cut_after: int | None = None
@@ -276,6 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         self._left = int(self.headers.get("Content-Length", 0))
         agent = self.server.agent
+        if "Authorization" in self.headers:
+            agent.authorizations.append(self.headers["Authorization"])
         agent.requests.append((self.command, self.path.removeprefix("/v1")))
         parts = urlsplit(self.path.removeprefix("/v1"))
         try:

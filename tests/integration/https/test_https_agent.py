@@ -207,6 +207,17 @@ def test_a_device_that_was_set_up_anew_wants_a_new_token(store: Store, home: Hom
     assert ping(store, home)[0].error is None
 
 
+def test_a_device_that_lost_its_enrolment_wants_a_token(store: Store, home: Home, agent: HttpsAgent) -> None:
+    add(store, home, agent, agent.enrol())
+    agent.kill()
+    (agent.state / "identity" / "root.json").unlink()
+    agent.start()
+    with pytest.raises(UsageError, match="w1 is not enrolled any more, so it wants a token"):
+        add(store, home, agent, None)
+    assert add(store, home, agent, agent.enrol()).changed
+    assert ping(store, home)[0].error is None
+
+
 def test_a_removed_device_comes_back_without_a_token(store: Store, home: Home, agent: HttpsAgent) -> None:
     """Its agent was not installed from here, so it still holds its enrolment."""
     add(store, home, agent, agent.enrol())
@@ -279,6 +290,6 @@ def test_a_home_without_the_operators_certificate_says_how_to_get_it(
     operator_certificate_path(home).unlink()
     (outcome,) = ping(store, home)
     assert isinstance(outcome.error, ConfigError)
-    assert "fedctl init --root-key" in outcome.error.hint
+    assert "`fedctl init` makes it" in outcome.error.hint
     init(home, root_key=root)
     assert ping(store, home)[0].error is None

@@ -149,7 +149,7 @@ def test_a_home_from_before_https_gets_the_operators_certificate_when_the_root_i
     with pytest.raises(ConfigError, match=r"certificate .* is missing: without it") as error:
         operator_identity(home)
     assert error.value.code == "no_certificate"
-    assert "fedctl init --root-key" in error.value.hint
+    assert "--root-key PATH" in error.value.hint
     init(home, root_key=stick)
     assert path.read_bytes() == made
     assert operator_identity(home).certificate == path
