@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedctl_agent.daemon.agent import Agent
 from fedctl_agent.daemon.connection import Deadlines
 from fedctl_agent.daemon.listener import Places, UnixListener
-from fedctl_agent.daemon.routes import Router
+from fedctl_agent.daemon.routes import Route, Router
 from fedctl_agent.daemon.tls import Contexts, TlsListener
 from fedctl_agent.keygen import self_signed
 from fedctl_agent.settings import Address
@@ -183,6 +183,14 @@ class TlsBed(Bed):
 
     def put_enrolment(self, token: str | None, **changes: Any) -> Answer:
         return self.call("PUT", "/enrolment", encode(self.enrolment(**changes)), token=token)
+
+
+def example_path(route: Route) -> str:
+    """A path that fits a route, without the version in front."""
+    path = route.path.removeprefix("/v1")
+    for name, value in {"sha256": "0" * 64, "task_id": "0" * 64, "name": "har", "version": "1"}.items():
+        path = path.replace(f"{{{name}}}", value)
+    return path
 
 
 def other_fleet(path: Path) -> tuple[SignedFleet, Issued]:

@@ -119,14 +119,21 @@ def _identity(agent: Agent, _request: Request) -> Reply:
 
 
 def _enrol(agent: Agent, request: Request) -> Reply:
-    if request.role() is not Role.STRANGER:
-        return JsonReply(agent.trust.enrol(request.decode(EnrolmentRequest)))
+    if request.role() is Role.STRANGER:
+        return _enrol_by_token(agent, request)
+    return JsonReply(agent.trust.enrol(request.decode(EnrolmentRequest)))
+
+
+def _enrol_by_token(agent: Agent, request: Request) -> Reply:
     try:
         agent.tokens.check(request.headers.get("authorization"))
     except TokenError as error:
         hint, challenge = "at the device: fedctl-agent enrol", {"WWW-Authenticate": "Bearer"}
         raise ApiError(401, "token", str(error), hint=hint, headers=challenge) from error
-    identity = agent.trust.enrol(request.decode(EnrolmentRequest), before_pinning=agent.tokens.use_up)
+    wanted = request.decode(EnrolmentRequest)
+    if not wanted.certificate:  # nobody could call again
+        raise ApiError(403, "certificate", "an enrolment over HTTPS has to bring the device's certificate")
+    identity = agent.trust.enrol(wanted, before_pinning=agent.tokens.use_up)
     return JsonReply(identity, headers={"Connection": "close"})  # from now on a certificate is asked for
 
 

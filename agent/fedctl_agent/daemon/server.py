@@ -53,7 +53,8 @@ def serve(
     """
     state = StateDir(state_dir.absolute())
     state.create()
-    with held_lock(state.run_lock, what="an agent"), _signal_pipe() as signals:
+    # Whoever finds this process in the lock may send it a signal: it is ready for that before.
+    with _signal_pipe() as signals, held_lock(state.run_lock, what="an agent"):
         if not state.identity_public.exists():
             make_identity(state)
         try:

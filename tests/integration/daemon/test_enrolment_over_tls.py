@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from fedctl_agent.daemon.connection import Deadlines
+from fedctl_agent.daemon.routes import ROUTES, Route
 from fedctl_agent.daemon.workerlink import WORKER_COMMAND
 from fedctl_agent.tokens import open_token
 from fedctl_wire.codec import encode
 from fedctl_wire.signing import key_id, public_key
-from tests.fakes.tls_bed import TlsBed, other_fleet, served_over_tls
+from tests.fakes.tls_bed import TlsBed, example_path, other_fleet, served_over_tls
 from tests.integration.daemon.conftest import ROOT, StartDaemon
 from tests.system import eventually
 from tests.unit.worker.signed_fleet import DEVICE
@@ -47,13 +48,21 @@ def opened(bed: TlsBed) -> str:
 # ------------------------------------------------------------------ before a root is pinned
 
 
-def test_a_stranger_sees_health_and_identity_and_nothing_else(fresh: TlsBed) -> None:
+def test_a_stranger_sees_health_and_identity(fresh: TlsBed) -> None:
     assert fresh.call("GET", "/health").json["device"] is None
     identity = fresh.call("GET", "/identity").json
     assert (identity["identity_key"], identity["enrolled"]) == (public_key(fresh.fleet.identity), False)
-    for method, path in (("GET", "/status"), ("PUT", "/policy"), ("PATCH", f"/blobs/{'0' * 64}")):
-        answer = fresh.call(method, path, b"{}")
-        assert (answer.status, answer.code) == (403, "role")
+
+
+@pytest.mark.parametrize(
+    "route",
+    [r for r in ROUTES if r.path not in {"/v1/health", "/v1/identity", "/v1/enrolment"}],
+    ids=lambda r: f"{r.method} {r.path}",
+)
+def test_a_stranger_sees_nothing_else(fresh: TlsBed, route: Route) -> None:
+    answer = fresh.call(route.method, example_path(route), b"{}")
+    assert answer.status == 403
+    assert not answer.body or answer.code == "role"  # HEAD has no body
 
 
 def test_the_certificate_carries_the_key_that_the_token_names(fresh: TlsBed) -> None:
@@ -139,6 +148,12 @@ def test_a_refused_enrolment_leaves_the_token_open(fresh: TlsBed) -> None:
     assert fresh.put_enrolment(secret).code == "signature"
     fresh.behave()
     assert fresh.put_enrolment(secret).status == 200
+
+
+def test_an_enrolment_that_would_shut_everybody_out_is_refused(fresh: TlsBed) -> None:
+    answer = fresh.put_enrolment(opened(fresh), certificate="", authority="")
+    assert (answer.status, answer.code) == (403, "certificate")
+    assert not fresh.state.root_key.exists()
 
 
 def test_another_root_cannot_enrol_it_again(fresh: TlsBed, tmp_path: Path) -> None:
