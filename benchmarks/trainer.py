@@ -47,7 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mlp": {"input_shape": (561,), "hidden": (64,), "classes": 6},
     "cnn": {"input_shape": (9, 128), "window": CONVOLUTIONS, "classes": 6},
 }
-SOURCE = 'kind = "npz"\npath = {path}\nfeatures = "x"\nlabel = "y"\ntest_fraction = 0.2\n'
+SOURCE = 'kind = "npz"\npath = {path}\nfeatures = "x"\nlabel = "y"\ntest_fraction = 0.5\n'
 
 Weights = dict[str, Any]
 Trainer = Callable[[Weights, Any, Any, int], None]
@@ -213,9 +213,9 @@ def peak_bytes(name: str) -> int:
     with tempfile.TemporaryDirectory() as text:
         directory = Path(text)
         x, y = data(name)
-        np.savez(directory / "data.npz", x=x[:400], y=y[:400])
+        np.savez(directory / "data.npz", x=x[:800], y=y[:800])
         source = SOURCE.format(path=json.dumps(str(directory / "data.npz")))
-        model = NewModel(name=name, builder=name, scale="none", **SHAPES[name])
+        model = NewModel(name=name, builder=name, **SHAPES[name])
         with local_fleet(directory, {"watch": source}, {}) as (home, _), Store.open(home) as store:
             create(store, home, model)
             wishes = RoundWishes(seed=0, tolerance=1e3)

@@ -17,7 +17,7 @@ from fedctl_graph.optimisers import Optimiser
 
 # Bounds of the memory that scaling and evaluation take; their results are the same.
 BLOCK_EXAMPLES = 1024
-_BLOCK_VALUES = 256 * 1024  # of the features; a convolution keeps several times as many
+_BLOCK_VALUES = 64 * 1024  # of the features; a convolution keeps several times as many
 
 
 @dataclass(frozen=True, slots=True)

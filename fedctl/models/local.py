@@ -12,7 +12,7 @@ from fedctl.core.scaling import scaling_of
 from fedctl.models.built import BuiltModel
 from fedctl_wire.codec import parse_bytes
 from fedctl_wire.limits import LIMITS
-from fedctl_wire.manifest import Preprocessing
+from fedctl_wire.manifest import CLASS_WEIGHTS, Preprocessing
 from fedctl_wire.messages import Evaluation, TrainSettings
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def fit(
     Args:
         model: From a builder; left as it is.
         data: x (n, features), not scaled, and labels (n,); left as they are.
-        settings: As in a plan; `local_epochs` are all the epochs that there are. There is no fleet to stay
-            near to, so no proximal term, and classes are not weighted.
+        settings: As in a plan; `local_epochs` are all the epochs that there are.
         seed: Of the shuffles.
         scaling: Applied to x; None: not scaled.
 
@@ -68,6 +67,10 @@ def fit(
     examples = x.copy()
     training.prepare(examples, _arrays(scaling))
     weights = {name: value.copy() for name, value in model.weights.items()}
+    fixed, balanced = settings.class_weights, settings.balance_classes
+    by_class = training.class_weights(y, model.classes, fixed=fixed, balanced=balanced)
+    if by_class is not None and CLASS_WEIGHTS in weights:
+        weights[CLASS_WEIGHTS] = by_class
     training.fit(
         _graph(model),
         weights,
@@ -77,7 +80,9 @@ def fit(
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            proximal_mu=settings.proximal_mu,
             max_gradient_norm=settings.max_gradient_norm,
+            base=model.weights,
         ),
         epochs=settings.local_epochs,
         batch_size=settings.batch_size,

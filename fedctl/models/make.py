@@ -17,6 +17,7 @@ from fedctl_wire.manifest import CLASS_WEIGHTS, TensorSpec
 
 MAX_CLASSES = 1000
 GOLDEN_EXAMPLES = 8
+GOLDEN_WINDOWS = 4  # each has far more values
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -51,7 +52,7 @@ def make(architecture: Architecture, *, seed: int) -> BuiltModel:
             program,
             _golden_weights(tensors, np.random.default_rng(golden)),
             classes=architecture.classes,
-            examples=GOLDEN_EXAMPLES,
+            examples=GOLDEN_WINDOWS if builder is cnn else GOLDEN_EXAMPLES,
             rng=np.random.default_rng(golden.spawn(1)[0]),
         ),
     )

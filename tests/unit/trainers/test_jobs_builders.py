@@ -95,7 +95,7 @@ def test_stats_of_windows_are_by_channel_and_count_examples_for_the_minimum(wind
 
 
 def test_a_golden_batch_of_windows_passes(windows: Bench) -> None:
-    assert run(windows.context(TaskKind.GOLDEN)).examples == 8
+    assert run(windows.context(TaskKind.GOLDEN)).examples == 4
 
 
 def test_a_device_that_has_one_class_and_gaps_trains_without_nan(windows: Bench) -> None:
