@@ -75,6 +75,7 @@ class Agent:
             "fleet": identity.fleet,
             "roster_serial": identity.roster_serial,
             "agent": {**self.telemetry.agent(), "worker_pid": self.worker.pid},
+            "limits": self.telemetry.limits(),
             "https": self.https,
             "models": self.slots.listing(),
             "task": self.tasks.current(),

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import psutil
 
+from fedctl_agent.daemon.limits import read_limits
 from fedctl_wire.codec import Json
 
 T = TypeVar("T")
@@ -41,6 +42,10 @@ class Telemetry:
             "network": _attempt(_network),
             "uptime_s": round(time.clock_gettime(time.CLOCK_BOOTTIME), 1),
         }
+
+    def limits(self) -> dict[str, Json] | None:
+        """What limits the daemon and its jobs, read back from the kernel."""
+        return _attempt(read_limits)
 
     def agent(self) -> dict[str, Json]:
         """What the agent's daemon itself uses."""
