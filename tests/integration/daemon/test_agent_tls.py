@@ -107,6 +107,15 @@ def test_a_device_certificate_opens_nothing_but_health(bed: TlsBed, route: Route
         assert not answer.body or answer.code == "role"  # HEAD has no body
 
 
+def test_no_session_can_be_resumed_without_showing_the_certificate_again(bed: TlsBed) -> None:
+    context = bed.context(bed.operator)
+    with bed.tcp() as plain, context.wrap_socket(plain) as first:
+        first.sendall(b"GET /v1/health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert first.recv(4096)
+        session = first.session
+    assert session is None or not session.has_ticket
+
+
 # ------------------------------------------------------------------ who is not
 
 
