@@ -76,8 +76,8 @@ class NetworkOptions:
     "create",
     examples="""
     fedctl model create health --builder mlp --input 24 --hidden 16 --classes 2
-    fedctl model create fever --builder logreg --input 66 --classes 2 --class-weights balanced
-    fedctl model create har --builder cnn --input 9x128 --channels 16,32 --kernel 5 --classes 6
+    fedctl model create fever --builder logreg --input 66 --classes 2 --lr 0.02
+    fedctl model create har --builder cnn --input 3x64 --channels 8,16 --classes 6
     """,
 )
 @grouped

@@ -37,6 +37,7 @@ def values(shape: tuple[int, ...], seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@settings(deadline=None)
 @given(SHAPES, st.data())
 def test_slice_is_a_range_of_positions(shape: tuple[int, ...], data: st.DataObject) -> None:
     x = values(shape)
@@ -49,6 +50,7 @@ def test_slice_is_a_range_of_positions(shape: tuple[int, ...], data: st.DataObje
     np.testing.assert_array_equal(run("Slice", x, constants, ["x", "s", "e", "a", "d"]), expected)
 
 
+@settings(deadline=None)
 @given(SHAPES, st.data())
 def test_pad_surrounds_with_zeros(shape: tuple[int, ...], data: st.DataObject) -> None:
     x = values(shape)
@@ -57,6 +59,7 @@ def test_pad_surrounds_with_zeros(shape: tuple[int, ...], data: st.DataObject) -
     np.testing.assert_array_equal(run("Pad", x, {"p": [*before, *after]}, ["x", "p"]), expected)
 
 
+@settings(deadline=None)
 @given(SHAPES, st.integers(1, 4), st.data())
 def test_concat_max_and_sum_take_any_number_of_values(
     shape: tuple[int, ...], count: int, data: st.DataObject
@@ -69,6 +72,7 @@ def test_concat_max_and_sum_take_any_number_of_values(
     np.testing.assert_allclose(run("Sum", x, {}, inputs), count * x, rtol=1e-6)
 
 
+@settings(deadline=None)
 @given(SHAPES, st.data())
 def test_reshape_keeps_the_order_of_values(shape: tuple[int, ...], data: st.DataObject) -> None:
     x = values(shape)
