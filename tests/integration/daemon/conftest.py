@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[3]
 class DaemonProcess:
     def __init__(self, command: Sequence[str], bed: Bed) -> None:
         self.bed = bed
-        self.process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        environment = {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "2"}  # the latter as in the units
+        self.process = subprocess.Popen(command, env=os.environ | environment)
         deadline = time.monotonic() + 20
         while not self._answers():
             assert self.process.poll() is None, "the daemon ended"
