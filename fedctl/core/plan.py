@@ -9,7 +9,7 @@ from fedctl.core.errors import UsageError
 from fedctl.core.training import TrainWishes, check_positive, check_training, train_settings
 from fedctl.core.until import Until
 from fedctl_wire.manifest import Manifest
-from fedctl_wire.messages import BaseModel, Cohort, Plan, RoundRules, TaskKind
+from fedctl_wire.messages import BaseModel, Cohort, DataNeeds, Plan, RoundRules, TaskKind
 
 _LONGEST_S = 365 * 24 * 3600
 
@@ -78,6 +78,7 @@ def round_plan(
             until=wishes.until,
             max_update_norm=wishes.max_update_norm,
         ),
+        needs=needs_of(manifest),
     )
 
 
@@ -94,7 +95,13 @@ def task_plan(
         seed=0,
         cohort=Cohort.of(devices),
         holdout=Cohort.of(()),
+        needs=needs_of(manifest),
     )
+
+
+def needs_of(manifest: Manifest) -> DataNeeds:
+    """What a model asks of a device's data: by its plan alone a device can decline it."""
+    return DataNeeds(manifest.input_shape, manifest.classes)
 
 
 def check_wishes(wishes: RoundWishes) -> None:

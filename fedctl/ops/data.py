@@ -14,6 +14,7 @@ from pathlib import Path
 from fedctl.core.data_verdicts import Finding, Mark, Wanted, judge
 from fedctl.core.errors import ConfigError, FedctlError, UnreachableError
 from fedctl.core.home import Home
+from fedctl.core.plan import needs_of
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
 from fedctl.ops import models
@@ -26,7 +27,7 @@ from fedctl.transport.pool import PARALLEL
 from fedctl_wire.codec import decode
 from fedctl_wire.errors import WireError
 from fedctl_wire.limits import LIMITS
-from fedctl_wire.messages import DataNeeds, DataReport, SourceReport
+from fedctl_wire.messages import DataReport, SourceReport
 
 TIMEOUT_S = 75.0  # a device gives its own counting 60 s
 _HERE = "this machine"
@@ -157,8 +158,7 @@ def wanted_model(store: ReadStore, home: Home, reference: str | None) -> Wanted 
         reference = known[0].name
     detail = models.show(store, home, reference)
     manifest = detail.manifest
-    needs = DataNeeds(manifest.input_shape, manifest.classes)
-    return Wanted(f"{manifest.model}@{manifest.model_version}", needs)
+    return Wanted(f"{manifest.model}@{manifest.model_version}", needs_of(manifest))
 
 
 def _chosen(report: DataReport, wanted: Wanted | None) -> tuple[SourceReport, ...]:

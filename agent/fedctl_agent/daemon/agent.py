@@ -50,6 +50,7 @@ class Agent:
             trust=self.trust,
             slots=self.slots,
             policy=self.policy,
+            data=self.data,
             log=self.log,
         )
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

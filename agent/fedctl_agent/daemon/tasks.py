@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fedctl_agent.daemon.data import Data
 from fedctl_agent.daemon.errors import ApiError
 from fedctl_agent.daemon.logs import AgentLog
 from fedctl_agent.daemon.policy import PolicyStore
@@ -61,6 +62,7 @@ class Tasks:
         trust: Trust,
         slots: Slots,
         policy: PolicyStore,
+        data: Data,
         log: AgentLog,
         receipts: int = RECEIPTS,
     ) -> None:
@@ -69,6 +71,7 @@ class Tasks:
         self._trust = trust
         self._slots = slots
         self._policy = policy
+        self._data = data
         self._log = log
         self._receipts = receipts
         self._changed = threading.Condition()  # its lock guards the task directories and all below
@@ -90,7 +93,8 @@ class Tasks:
 
         Raises:
             WireError: When the body is no request.
-            ApiError: 400 `task_id`; 403 for an untrusted plan, one for others, or by policy;
+            ApiError: 400 `task_id`; 403 for an untrusted plan, one for others, by policy, or because
+                this device's data are not what the plan needs: `schema`, `no_source`;
                 409 `conflict`, `duplicate_round`, `busy`, `no_model`.
         """
         request = decode(TaskRequest, body, limit=LIMITS.json_body_bytes, what="task")
@@ -102,6 +106,8 @@ class Tasks:
         self._worker.verify("plan", request.plan)
         self._check_addressed(request, plan)
         self._policy.effective().require_kind(request.kind)
+        if plan.needs is not None:
+            self._data.require_fit(plan.model, plan.needs)
         with self._changed:
             if (known := self._known(task_id, body)) is not None:
                 return known, False

@@ -15,7 +15,7 @@ from fedctl_agent.daemon.data import Data
 from fedctl_agent.daemon.errors import ApiError
 from fedctl_agent.daemon.logs import AgentLog
 from fedctl_agent.daemon.policy import PolicyStore
-from fedctl_wire.messages import DataNeeds
+from fedctl_wire.messages import DataNeeds, TaskKind
 from tests.fakes.daemon_bed import Bed
 from tests.fakes.unix_http import UnixConnection
 from tests.integration.daemon.conftest import StartDaemon
@@ -241,6 +241,25 @@ def test_the_shape_of_arrays_is_looked_up(bed: Bed) -> None:
     assert refusal(bed, DataNeeds((9, 128), 6)) is None
     assert refusal(bed, DataNeeds((9, 64), 6)) == "403 schema"
     assert refusal(bed, DataNeeds((237,), 6)) == "403 schema"
+
+
+def test_a_task_that_does_not_fit_is_refused_before_its_model_is_asked_for(
+    bed: Bed, start_daemon: StartDaemon
+) -> None:
+    start_daemon(bed)
+    wide, fitting = DataNeeds((3,), 2), DataNeeds((2,), 2)
+    for kind in (TaskKind.GOLDEN, TaskKind.STATS, TaskKind.TRAIN):
+        plan = {"kinds": (kind,), "base": "ab" * 32}
+        answer = bed.put_task(bed.request("ab" * 32, kind, needs=wide, **plan))
+        assert (answer.status, answer.code) == (403, "schema")
+        assert answer.json["message"] == "source 'recorder' gives 2 features, the model takes 3 features"
+        answer = bed.put_task(bed.request("ab" * 32, kind, needs=fitting, **plan))
+        assert (answer.status, answer.code) == (409, "no_model")
+    (bed.state.sources / "recorder.toml").unlink()
+    answer = bed.put_task(bed.request("ab" * 32, needs=fitting))
+    assert (answer.status, answer.code) == (403, "no_source")
+    answer = bed.put_task(bed.request("ab" * 32))  # a plan that does not say what it needs
+    assert (answer.status, answer.code) == (409, "no_model")
 
 
 def test_names_and_counts_are_all_that_a_report_holds(bed: Bed, start_daemon: StartDaemon) -> None:
