@@ -56,7 +56,7 @@ def create_keys(home: Home, root_key: Path | None = None) -> PublicKeys:
     make_directory(root_path.parent, mode=0o700)
     root = _load_or_create(root_path)
     operator = _load_or_create(home.keys / OPERATOR_FILE)
-    return PublicKeys(public_key(root), public_key(operator), _create_login(home))
+    return PublicKeys(public_key(root), public_key(operator), ensure_login(home))
 
 
 def load_root(home: Home, root_key: Path | None = None, *, expected: str | None = None) -> Ed25519PrivateKey:
@@ -125,11 +125,19 @@ def login_key_line(home: Home, command: str) -> str:
     return f'restrict,command="{command}" {login_public(home)}'
 
 
-def _create_login(home: Home) -> str:
+def ensure_login(home: Home, *, anew: bool = False) -> str:
+    """Make the login key where it is missing, or another one in its place; its public half follows it.
+
+    Returns:
+        The public line.
+
+    Raises:
+        ConfigError: A file cannot be read or written.
+    """
     from cryptography.hazmat.primitives import serialization
 
     path = login_path(home)
-    if path.exists():
+    if path.exists() and not anew:
         key = _load_login(path)
     else:
         key = generate_key()
@@ -139,7 +147,9 @@ def _create_login(home: Home) -> str:
         write_file(path, private, mode=0o600)
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     line = f"{public.decode()} {LOGIN_COMMENT}"
-    write_file(home.keys / LOGIN_PUBLIC_FILE, f"{line}\n".encode())
+    public_path = home.keys / LOGIN_PUBLIC_FILE
+    if not public_path.exists() or public_path.read_bytes() != f"{line}\n".encode():
+        write_file(public_path, f"{line}\n".encode())
     return line
 
 

@@ -155,6 +155,16 @@ class Store(ReadStore):
             self.device(device)
             self._write("UPDATE device SET notes = ? WHERE name = ?", [notes, device])
 
+    def set_host_key(self, device: str, host_key: str) -> None:
+        """Pin another SSH host key: the device was set up anew, and its admin has compared the key.
+
+        Raises:
+            NotFoundError: When the device is not enrolled.
+        """
+        with self.transaction():
+            self.device(device)
+            self._write("UPDATE device SET host_key = ? WHERE name = ?", [host_key, device])
+
     def set_device_seen(
         self,
         device: str,
