@@ -65,7 +65,7 @@ def missing_share(source: SourceReport) -> float | None:
         return None
     features = source.shape[0] if source.shape else len(source.features)
     samples = 1 if source.kind != "npz" or not source.shape else _product(source.shape[1:])
-    return sum(source.facts.missing.values()) / (source.rows * features * samples)
+    return sum(source.facts.missing.values()) / max(1, source.rows * features * samples)
 
 
 def judge(report: DataReport, source: SourceReport, wanted: Wanted | None) -> tuple[Finding, ...]:
@@ -196,7 +196,7 @@ def span(seconds: float) -> str:
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %"
+    return f"{100 * part / max(1, whole):.1f} %"
 
 
 def _few(names: list[str]) -> str:
