@@ -30,6 +30,9 @@ from fedctl.core.errors import UsageError
 app = Noun("devices", "Add, list and remove wearables.")
 
 app.verb_elsewhere("add", "Install the agent on devices, enrol them and start them.", "fedctl.cli.device_add")
+app.verb_elsewhere(
+    "upgrade", "Bring the agent of this fedctl onto devices that have another one.", "fedctl.cli.device_upgrade"
+)
 
 
 @app.verb(

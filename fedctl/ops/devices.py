@@ -109,8 +109,7 @@ def add(  # noqa: PLR0913 - one parameter an option
     if addition.endpoint.scheme == "https":
         return _with_note(store, device, add_over_https(addition, token))
     result = addition.over_ssh(admin, wheels, placement)
-    _keep_what_was_installed(store, device, result)
-    return _with_note(store, device, result)
+    return _with_note(store, device, _keep_what_was_installed(store, device, result))
 
 
 def add_local(
@@ -269,10 +268,12 @@ def source_fact(device: NewDevice) -> dict[str, Json]:
     return {"source_given": sha256(device.source.read_bytes()).hexdigest()}
 
 
-def _keep_what_was_installed(store: Store, wanted: NewDevice, result: AddResult) -> None:
+def _keep_what_was_installed(store: Store, wanted: NewDevice, result: AddResult) -> AddResult:
     facts = {**payload_fact(), **source_fact(wanted)}
-    if not result.dry_run and result.device is not None and not facts.items() <= result.device.facts.items():
-        store.set_device_seen(result.name, facts=facts)
+    if result.dry_run or result.device is None or facts.items() <= result.device.facts.items():
+        return result
+    store.set_device_seen(result.name, facts=facts)
+    return replace(result, device=store.device(result.name))
 
 
 def _with_note(store: Store, wanted: NewDevice, result: AddResult) -> AddResult:

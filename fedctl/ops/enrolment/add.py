@@ -29,6 +29,7 @@ from fedctl.ops.enrolment.source import Source, read_source
 from fedctl.ops.enrolment.survey import Placement
 from fedctl.ops.enrolment.undo import Undo
 from fedctl.release.keys import login_path
+from fedctl.release.login_key import login_id
 from fedctl.store import Store
 from fedctl.transport import AdminSession, AgentClient, Endpoint, connect, open_admin
 from fedctl_wire.codec import Json
@@ -46,6 +47,7 @@ class AdminLogin:
     """How the admin, not fedctl, logs in at a device over SSH."""
 
     ssh_config: Path | None = None
+    via: str | None = None  # another ssh URL to log in at, e.g. as root; the device's own stays what it is
     accept_host_key: str | None = None  # "SHA256:…"
     ask: Callable[[str], bool] | None = None  # None: never asked, an unknown host key is refused
 
@@ -142,9 +144,11 @@ class Addition:
         self.observer(DeviceProgress(self.name, "connecting"))
         with open_admin(
             self.endpoint,
+            via=Endpoint.parse(admin.via) if admin.via else None,
             ssh_config=admin.ssh_config,
             accept_host_key=admin.accept_host_key,
             ask=admin.ask,
+            login_key=login_path(self.home),
             device=self.name,
             pinned=self._pinned(),
         ) as session:
@@ -186,11 +190,9 @@ class Addition:
     ) -> AddResult:
         url, host_key = session.endpoint.url, session.host_key
         facts: dict[str, Json] = {
-            "system": installation.probe.system,
-            "prefix": installation.places.prefix,
-            "state": installation.places.state,
-            "service": outcome.service,
-            "placement": installation.places.placement,
+            **installation.facts(outcome.service),
+            **session.route.facts(),
+            "login_key": login_id(self.home),
             "admin_url": self.endpoint.url,  # as typed: it may be an alias of the admin's configuration
         }
         known = Known(
@@ -200,7 +202,9 @@ class Addition:
             facts=facts,
         )
         login_key = login_path(self.home)
-        with connect(device=self.name, url=url, host_key=host_key, login_key=login_key) as client:
+        with connect(
+            device=self.name, url=url, host_key=host_key, login_key=login_key, facts=facts
+        ) as client:
             joined = self.join(client, url, known, existing)
         changes = (*outcome.done, *joined.steps)
         steps = (*changes, *installation.kept_source(self.source))

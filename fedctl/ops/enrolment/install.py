@@ -28,9 +28,10 @@ from fedctl.ops.enrolment.survey import (
     Placement,
     Places,
     Probe,
+    Service,
     find_site,
     inspect,
-    service_state,
+    service_of,
 )
 from fedctl.ops.enrolment.undo import Undo
 from fedctl.release import wheels
@@ -38,7 +39,9 @@ from fedctl.release.keys import login_key_line
 from fedctl.release.payload import BYTECODE_MAGIC, build_payload, unit_text, wheel_bytecode
 from fedctl_wire.codec import Json
 
+START_PATIENCE_S = 30.0  # for an agent to listen: a small board reads its Python from a slow card
 _UPLOAD_DEADLINE_S = 1800.0  # 25 MB over the slowest radio that is worth the wait, and unpacking
+_SERVICE_DEADLINE_S = 90.0  # for stopping what runs, and for systemd's own words
 _SPARE_DISK_BYTES = 16 * 1024 * 1024  # left free for state and logs
 _WELL_SERVED = frozenset({"x86_64", "aarch64"})  # machines for which the index has all wheels
 _INSTALL_WORDS = {"dnf": "dnf install", "zypper": "zypper install", "opkg": "opkg install"}
@@ -86,7 +89,7 @@ class Installation:
     work: DeviceShell  # whoever may write where the agent goes: the login, or root
     probe: Probe
     found: Found
-    service: str  # how an agent runs there: "stopped", "outdated", "movable" or "runs"
+    service: Service
     places: Places
     key_line: str
     version: str  # names the installed tree
@@ -120,8 +123,8 @@ class Installation:
             sentences.append(f"copy the source {source.name} to {self.places.state}/sources")
         if not self.found.key_line:
             sentences.append("add the restricted login key to ~/.ssh/authorized_keys")
-        if self.service in _SERVICE_INTENTIONS:
-            sentences.append(_SERVICE_INTENTIONS[self.service])
+        if self.service.state in _SERVICE_INTENTIONS:
+            sentences.append(_SERVICE_INTENTIONS[self.service.state])
         return tuple(sentences)
 
     def kept_source(self, source: Source | None) -> tuple[str, ...]:
@@ -156,7 +159,7 @@ class Installation:
             done += self.put(home, undo, offline, observer)
         elif self.places.system:
             done += self._prepare_account(undo)
-        done += self._prepare_state(undo, source)
+        done += self.prepare_state(undo, source)
         done += self._add_key(undo)
         observer(DeviceProgress(self.device, "starting"))
         if not self.found.enrolled:
@@ -173,10 +176,22 @@ class Installation:
         self._unpack(parts, undo, observer)
         return [f"installed fedctl-agent {fedctl.__version__} in {self.places.prefix}", *done]
 
-    def start(self, *, restart: bool) -> Outcome:
+    def start(self, *, restart: bool, patience_s: float = START_PATIENCE_S) -> Outcome:
         """Make the agent run; with `restart` by the version that the launcher points at now."""
-        started = self._service("start", unit=unit_text(self.places.placement), restart=restart)
+        unit = unit_text(self.places.placement)
+        started = self._service("start", unit=unit, restart=restart, patience_s=patience_s)
         return Outcome(tuple(filter(None, [started["done"]])), started["verdict"], started["service"])
+
+    def facts(self, service: str) -> dict[str, Json]:
+        """What the device's row keeps of the installation; `service` is what keeps the agent running."""
+        return {
+            "system": self.probe.system,
+            "prefix": self.places.prefix,
+            "state": self.places.state,
+            "placement": self.places.placement,
+            "service": service,
+            "payload": build_payload().digest,
+        }
 
     def check_wheels(self, home: Home, offline: Path | None) -> None:
         """Fail now where the wheels would be missing; only where that has to be feared.
@@ -207,7 +222,8 @@ class Installation:
         where: dict[str, Json] = {"prefix": self.places.prefix, "version": self.version}
         before = self.found.launcher
         if self.found.enrolled and before is not None:
-            undo.add("the agent does not run", lambda: self._service("start", restart=True))
+            unit = self.service.unit or unit_text(self.places.placement)
+            undo.add("the agent does not run", lambda: self._service("start", unit=unit, restart=True))
         undo.add(self.places.prefix, lambda: self._files("undo_unpack", **where, launcher=before))
         self._files(
             "unpack",
@@ -219,7 +235,8 @@ class Installation:
             for_all=self.places.system,
         )
 
-    def _prepare_state(self, undo: Undo, source: Source | None) -> list[str]:
+    def prepare_state(self, undo: Undo, source: Source | None) -> list[str]:
+        """Make what is missing in the state directory: its identity, and a source where there is none."""
         copied = source if source is not None and not self.found.sources else None
         before: Mapping[str, Json] = {
             "state": self.places.state,
@@ -304,7 +321,10 @@ class Installation:
         return self.work.call(files, verb, data=data, timeout_s=deadline, **arguments)
 
     def _service(self, verb: str, **arguments: Json) -> Json:
-        return self.work.call(service, verb, **_service_words(self.places), **arguments)
+        # Systemd may be tried before the supervisor.
+        deadline = 2 * float(arguments.get("patience_s") or START_PATIENCE_S) + _SERVICE_DEADLINE_S
+        words = _service_words(self.places)
+        return self.work.call(service, verb, timeout_s=deadline, **words, **arguments)
 
 
 def survey(shell: DeviceShell, home: Home, placement: Placement = "auto") -> Installation:
@@ -318,14 +338,6 @@ def survey(shell: DeviceShell, home: Home, placement: Placement = "auto") -> Ins
     """
     site = find_site(shell, placement)
     facts, places = site.probe, site.places
-    if shell.chatter:  # the login key's one command would be preceded by it, too
-        raise DeviceError(
-            f"device {shell.device}: the login of {facts.user} prints {shell.chatter[:80]!r} on its own",
-            hint="its shell start-up file (.bashrc, .profile) must be silent when it is not interactive",
-            subject=shell.device,
-            exit_code=ExitCode.CONFIG,
-            code="chatty_login",
-        )
     key_line = login_key_line(home, places.dial_command)
     distributions = wheels.missing(facts.importable)
     names = "\n".join([build_payload().digest, facts.executable, *distributions])
@@ -334,7 +346,7 @@ def survey(shell: DeviceShell, home: Home, placement: Placement = "auto") -> Ins
         work=site.shell,
         probe=facts,
         found=inspect(shell, site, key_line),
-        service=service_state(site, unit_text(places.placement)),
+        service=service_of(site, unit_text(places.placement)),
         places=places,
         key_line=key_line,
         version=f"{fedctl.__version__}-{sha256(names.encode()).hexdigest()[:12]}",

@@ -14,10 +14,11 @@ from fedctl.ops.enrolment.add import AdminLogin
 from fedctl.ops.enrolment.install import uninstall
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.survey import placement_of
+from fedctl.ops.enrolment.visit import admin_endpoint, visit
 from fedctl.ops.fleet import actor
 from fedctl.ops.roster import issue_roster, keep_roster, roster_turn
 from fedctl.store import Store
-from fedctl.transport import Endpoint, open_admin
+from fedctl.transport import Endpoint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -67,32 +68,17 @@ class Removal:
 
     def _alias_hint(self, device: Device) -> str:
         """A device may have been added by a name that only another SSH configuration knows."""
-        typed = Endpoint.parse(_admin_url(device)).host
+        typed = admin_endpoint(device).host
         if self.admin.ssh_config is not None or typed == Endpoint.parse(device.url).host:
             return ""
         return f"{typed} was a name in an SSH configuration when it was added: say which by -F FILE"
 
     def _delete_agent(self, device: Device) -> tuple[str, ...]:
-        endpoint = Endpoint.parse(_admin_url(device))
-        if endpoint.scheme == "unix":
-            return (f"left the agent at {endpoint.path} as it is: it was not installed from here",)
-        if endpoint.scheme == "https":
-            return (f"left the agent at {endpoint.url} as it is: it was not installed from here",)
-        admin = self.admin
-        with open_admin(
-            endpoint,
-            ssh_config=admin.ssh_config,
-            accept_host_key=admin.accept_host_key,
-            ask=admin.ask,
-            device=device.name,
-            pinned=device.host_key,
-        ) as session:
-            if session.host_key != device.host_key:
-                raise TrustError(
-                    f"device {device.name} shows another host key than at its enrolment",
-                    subject=device.name,
-                    code="host_key",
-                )
+        endpoint = admin_endpoint(device)
+        if endpoint.scheme != "ssh":
+            where = endpoint.path if endpoint.scheme == "unix" else endpoint.url
+            return (f"left the agent at {where} as it is: it was not installed from here",)
+        with visit(device, self.admin) as session:
             shell = DeviceShell(session, device.name)
             return uninstall(shell, self.home, purge=self.purge, placement=placement_of(device))
 
@@ -111,8 +97,3 @@ class Removal:
                         subject=outcome.device,
                         detail={"purge": self.purge, "steps": list(outcome.steps)},
                     )
-
-
-def _admin_url(device: Device) -> str:
-    """The address as the admin typed it at enrolment."""
-    return str(device.facts.get("admin_url", device.url))

@@ -12,7 +12,7 @@ import shlex
 from types import ModuleType
 
 from fedctl.core.errors import DeviceError, ExitCode
-from fedctl.transport import AdminSession
+from fedctl.transport import AdminSession, why_no_commands
 from fedctl_wire.codec import Json, dump_bytes
 
 _MARK = "fedctl-answer: "
@@ -36,16 +36,14 @@ sys.stdout.write("\\n{_MARK}" + json.dumps(_answer) + "\\n")
 
 
 class DeviceShell:
-    """The admin's login on one device.
+    """The admin's login on one device; its calls run as the user by whom fedctl logs in there.
 
     Attributes:
         device: The device's name.
-        chatter: The first line that the login's start-up files printed on their own; usually empty.
     """
 
     def __init__(self, session: AdminSession, device: str, *, sudo: bool = False) -> None:
         self.device = device
-        self.chatter = ""
         self._session = session
         self._sudo = sudo
 
@@ -77,14 +75,24 @@ class DeviceShell:
         """
         program = (inspect.getsource(module) + _TAIL).encode()
         request = dump_bytes({"verb": verb, "arguments": arguments}) + b"\n"
-        prefix = ["sudo", "-n", "--"] if self._sudo else []
-        command = shlex.join([*prefix, "python3", "-c", _BOOT.format(size=len(program))])
+        command = self._command(len(program))
         done = self._session.run(command, stdin=program + request + data, timeout_s=timeout_s or _DEADLINE_S)
-        *before, last = done.stdout.decode(errors="replace").splitlines() or [""]
+        last = (done.stdout.decode(errors="replace").splitlines() or [""])[-1]
         if last.startswith(_MARK):
-            self.chatter = next((line.strip() for line in before if line.strip()), "")
             return self._answer(last.removeprefix(_MARK), verb)
         raise self._no_answer(done.code, done.stderr.decode(errors="replace"), verb)
+
+    def _command(self, program_bytes: int) -> str:
+        """The command line that starts Python as the right user, with that user's own PATH."""
+        python = ["python3", "-c", _BOOT.format(size=program_bytes)]
+        root, other = self._session.user == "root", self._session.acts_for
+        if self._sudo:
+            return shlex.join(python if root else ["sudo", "-n", "--", *python])
+        if other is None:
+            return shlex.join(python)
+        if root:
+            return shlex.join(["su", "-s", "/bin/sh", "-", other, "-c", shlex.join(python)])
+        return shlex.join(["sudo", "-n", "-H", "-u", other, "--", *python])
 
     def _answer(self, text: str, verb: str) -> Json:
         answer = json.loads(text)
@@ -99,12 +107,27 @@ class DeviceShell:
         old = [line for line in lines if line.startswith("fedctl-python-")]
         if old:
             return self._unsuitable(f"has Python {old[-1].removeprefix('fedctl-python-')}, 3.11 is needed")
+        if self._session.acts_for and any(line.startswith(("su: ", "sudo: ")) for line in lines):
+            return self._no_other_user(lines[-1])
         if self._sudo and (code == 127 or any("sudo:" in line for line in lines)):
             return self._no_sudo(lines[-1].partition("sudo: ")[2] if lines else "")
         if code == 127 or any("not found" in line for line in lines):
             return self._unsuitable("has no python3")
-        reason = lines[-1] if lines else f"exit {code}, and no answer"
+        forbidden = why_no_commands(self._session, self.device)
+        return forbidden or self._failed(verb, lines[-1] if lines else f"exit {code}, and no answer")
+
+    def _failed(self, verb: str, reason: str) -> DeviceError:
         return DeviceError(f"{self.device}: {verb.replace('_', ' ')} failed: {reason}", subject=self.device)
+
+    def _no_other_user(self, reason: str) -> DeviceError:
+        user, other = self._session.user, self._session.acts_for
+        return DeviceError(
+            f"device {self.device}: {user} cannot act for {other}: {reason}",
+            hint=f"--via needs a login as root, or one that sudo -n lets run commands as {other}",
+            subject=self.device,
+            exit_code=ExitCode.CONFIG,
+            code="sudo",
+        )
 
     def _no_sudo(self, reason: str) -> DeviceError:
         return DeviceError(

@@ -220,7 +220,16 @@ def inspect(login: DeviceShell, site: Site, key_line: str) -> Found:
     return from_json(Found, {**found, **login.call(files, "inspect_key", line=key_line)})
 
 
-def service_state(site: Site, unit: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Service:
     """How the agent there runs; see `survey` of `fedctl.ops.enrolment.ondevice.service`."""
+
+    state: str  # "stopped", "outdated", "movable" or "runs"
+    unit: str | None = None  # the text of the unit in its place
+
+
+def service_of(site: Site, unit: str) -> Service:
+    """Ask the device how the agent there runs; `unit` is the one that should keep it."""
     places = site.places
-    return str(site.shell.call(service, "survey", socket=places.socket, unit=unit, system=places.system))
+    answer = site.shell.call(service, "survey", socket=places.socket, unit=unit, system=places.system)
+    return from_json(Service, answer)

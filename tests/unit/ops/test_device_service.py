@@ -63,11 +63,17 @@ class Device:
     state: str
     socket: str
 
-    def start(self, *, restart: bool = False, remark: str = "") -> dict[str, object]:
+    def start(self, *, restart: bool = False, remark: str = "", patience_s: float = 5.0) -> dict[str, object]:
         where = f"--state-dir {self.state} --socket {self.socket}"
         unit = f"{remark}[Service]\nExecStart={self.launcher} serve {where}\n"
         return device_service.start(
-            self.launcher, self.state, self.socket, unit, system=False, restart=restart
+            self.launcher,
+            self.state,
+            self.socket,
+            unit,
+            system=False,
+            restart=restart,
+            patience_s=patience_s,
         )
 
     def stop(self) -> None:
@@ -109,7 +115,6 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     )
     monkeypatch.setattr(device_service, "_LINGER_DIRECTORY", programs / "linger")
     monkeypatch.setattr(device_service, "_unit_path", lambda **_: made.unit)
-    monkeypatch.setattr(device_service, "_START_DEADLINE_S", 5.0)
     monkeypatch.setattr(device_service, "_logind_kills", lambda: False)
     yield made
     if Path(state, "pid").exists():
@@ -230,11 +235,8 @@ def test_logind_that_kills_is_named(device: Device, monkeypatch: pytest.MonkeyPa
     assert ("sudo loginctl enable-linger" in verdict) == booted
 
 
-def test_an_agent_that_does_not_start_is_told_with_its_last_words(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_service, "_START_DEADLINE_S", 0.2)
+def test_an_agent_that_does_not_start_is_told_with_its_last_words(device: Device) -> None:
     Path(device.launcher).write_text("#!/bin/sh\nexit 1\n")
     Path(device.state, "agent.log").write_text("first\nno module named h11\n")
     with pytest.raises(OSError, match="did not start within 0 s: no module named h11"):
-        device.start()
+        device.start(patience_s=0.2)

@@ -146,7 +146,7 @@ def test_a_device_that_cannot_carry_an_agent_is_refused_with_the_reason(
 def test_nothing_runs_at_a_socket_that_is_not_there(tmp_path: Path) -> None:
     shell = DeviceShell(LocalSession(), "here")
     words = {"socket": str(tmp_path / "none.sock"), "unit": "", "system": False}
-    assert shell.call(device_service, "survey", **words) == "stopped"
+    assert shell.call(device_service, "survey", **words)["state"] == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fedctl.ops.devices import NewDevice
 from fedctl.ops.enrolment.install import Installation
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.source import Source, read_source
-from fedctl.ops.enrolment.survey import Found, Places, Probe
+from fedctl.ops.enrolment.survey import Found, Places, Probe, Service
 from fedctl.ops.fleet import init
 from fedctl.store import Store
 from fedctl_agent.sources import read_source as read_as_agent
@@ -124,7 +124,7 @@ def test_a_source_that_is_there_already_is_kept_and_that_is_said() -> None:
         work=DeviceShell(LocalSession(), "watch-1"),
         probe=from_json(Probe, device_probe.probe([])),
         found=found,
-        service="runs",
+        service=Service("runs"),
         places=Places("/home/pi"),
         key_line="",
         version="1",

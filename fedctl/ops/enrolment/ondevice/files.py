@@ -69,7 +69,9 @@ def unpack(
             _unpack_one(staging, size)
         if byte_compile:
             _compile(staging)
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():  # the same version again: kept for `undo_unpack`
+            shutil.rmtree(_aside(directory), ignore_errors=True)
+            directory.rename(_aside(directory))
         staging.rename(directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -94,8 +96,16 @@ def undo_unpack(prefix: str, version: str, launcher: str | None) -> None:
         _remove_empty_parents(Path(prefix))
         return
     _replace(Path(prefix, "bin", "fedctl-agent"), launcher.encode(), mode=0o755)
+    directory = Path(prefix, "versions", version)
     if f"versions/{version}" not in launcher:
-        shutil.rmtree(Path(prefix, "versions", version), ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
+    elif _aside(directory).exists():
+        shutil.rmtree(directory, ignore_errors=True)
+        _aside(directory).rename(directory)
+
+
+def _aside(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.before")
 
 
 def keygen(launcher: str, state: str, owner: str | None = None) -> None:

@@ -31,17 +31,36 @@ _PAUSE_S = 0.05
 
 
 def start(
-    launcher: str, state: str, socket: str, unit: str, *, system: bool, restart: bool
+    launcher: str,
+    state: str,
+    socket: str,
+    unit: str,
+    *,
+    system: bool,
+    restart: bool,
+    patience_s: float = _START_DEADLINE_S,
 ) -> dict[str, Any]:
     """Make the agent run now and after a reboot; nothing is touched when both are so already.
+
+    Args:
+        launcher: The program.
+        state: Its state directory.
+        socket: Where it will listen.
+        unit: The systemd unit for it.
+        system: Whether it is the system's.
+        restart: Also when it runs.
+        patience_s: For it to listen.
 
     Returns:
         `done` (a sentence, "" when nothing was to do), `verdict` (how it comes back after a reboot) and
         `service` ("systemd" or "supervisor").
     """
-    before = survey(socket, unit, system=system)
+    before = survey(socket, unit, system=system)["state"]
     if restart or before != "runs":
-        service = _start_system_unit(unit, socket, state) if system else _start(launcher, state, socket, unit)
+        if system:
+            service = _start_system_unit(unit, socket, state, patience_s)
+        else:
+            service = _start(launcher, state, socket, unit, patience_s)
         moved = before == "movable" and service == "systemd"
         done = "moved the agent from its supervisor to systemd" if moved else "started the agent"
     else:
@@ -50,15 +69,21 @@ def start(
     return {"done": done, "service": service, "verdict": verdict}
 
 
-def survey(socket: str, unit: str, *, system: bool) -> str:
-    """How the agent runs: `stopped`, `outdated` (under another unit than `unit`), `movable` or `runs`.
+def survey(socket: str, unit: str, *, system: bool) -> dict[str, Any]:
+    """How the agent runs, and the text of the unit in its place, if there is one.
 
-    `movable` is one that its supervisor keeps where systemd would do it now.
+    `state` is `stopped`, `outdated` (under another unit than `unit`), `movable` (its supervisor keeps it
+    where systemd would do so now) or `runs`.
     """
+    there = _unit_in_place(system=system) if _unit_path(system=system).exists() else None
+    return {"state": _state(socket, unit, there, system=system), "unit": there}
+
+
+def _state(socket: str, unit: str, there: str | None, *, system: bool) -> str:
     if not _answers(socket):
         return "stopped"
-    if _unit_path(system=system).exists():
-        return "runs" if _unit_in_place(system=system) == unit else "outdated"
+    if there is not None:
+        return "runs" if there == unit else "outdated"
     if system:
         return "stopped"  # whoever answers there is not kept by anybody
     if _lingers() and _manager_answers():
@@ -106,31 +131,30 @@ def _verdict(service: str, launcher: str, state: str, socket: str) -> str:
 # ------------------------------------------------------------------ systemd
 
 
-def _start_system_unit(unit: str, socket: str, state: str) -> str:
-    if not _start_unit(unit, socket, system=True):
-        raise OSError(f"the agent did not start within {_START_DEADLINE_S:.0f} s{_last_words(state)}")
+def _start_system_unit(unit: str, socket: str, state: str, patience_s: float) -> str:
+    if not _start_unit(unit, socket, patience_s, system=True):
+        raise OSError(f"the agent did not start within {patience_s:.0f} s{_last_words(state)}")
     return "systemd"
 
 
-def _start(launcher: str, state: str, socket: str, unit: str) -> str:
+def _start(launcher: str, state: str, socket: str, unit: str, patience_s: float) -> str:
     """Under the user's systemd, else under the supervisor; says which."""
-    if _unit_path().exists() and _lingers() and _start_unit(_linger_remark() + unit, socket):
+    if _unit_path().exists() and _lingers() and _start_unit(_linger_remark() + unit, socket, patience_s):
         return "systemd"
-    if _answers(socket) or _unit_path().exists():
-        stop(launcher, state, socket, system=False)
-    if _start_by_systemd(unit, socket):
+    stop(launcher, state, socket, system=False)  # one may run that does not answer
+    if _start_by_systemd(unit, socket, patience_s):
         return "systemd"
-    _start_supervisor(launcher, state, socket)
+    _start_supervisor(launcher, state, socket, patience_s)
     _set_cron_line(_cron_line(launcher, state, socket) if _has_cron() else None)
     return "supervisor"
 
 
-def _start_by_systemd(unit: str, socket: str) -> bool:
+def _start_by_systemd(unit: str, socket: str, patience_s: float) -> bool:
     lingered = _lingers()
     if not lingered and shutil.which("loginctl"):
         _run(["loginctl", "enable-linger"])
     remark = "" if lingered else _LINGER_IS_OURS
-    if _lingers() and _until(_manager_answers) and _start_unit(remark + unit, socket):
+    if _lingers() and _until(_manager_answers, patience_s) and _start_unit(remark + unit, socket, patience_s):
         return True
     _remove_unit()
     if not lingered and _lingers():
@@ -138,14 +162,14 @@ def _start_by_systemd(unit: str, socket: str) -> bool:
     return False
 
 
-def _start_unit(text: str, socket: str, *, system: bool = False) -> bool:
+def _start_unit(text: str, socket: str, patience_s: float, *, system: bool = False) -> bool:
     path = _unit_path(system=system)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     path.chmod(0o644)
     _systemctl("daemon-reload", system=system)
     started = _systemctl("enable", _UNIT, system=system) and _systemctl("restart", _UNIT, system=system)
-    return started and _comes_up(socket) and _systemctl("is-active", _UNIT, system=system)
+    return started and _comes_up(socket, patience_s) and _systemctl("is-active", _UNIT, system=system)
 
 
 def _remove_unit(*, system: bool = False) -> None:
@@ -201,7 +225,7 @@ def _supervise(launcher: str, state: str, socket: str) -> list[str]:
     return [launcher, "supervise", "--state-dir", state, "--socket", socket]
 
 
-def _start_supervisor(launcher: str, state: str, socket: str) -> None:
+def _start_supervisor(launcher: str, state: str, socket: str, patience_s: float) -> None:
     # Away from this login in every way: its session, its terminal, its working directory, its pipes.
     # The shell ends at once, so that the supervisor is nobody's child here.
     subprocess.run(
@@ -214,8 +238,8 @@ def _start_supervisor(launcher: str, state: str, socket: str) -> None:
         timeout=_START_DEADLINE_S,
         check=False,
     )
-    if not _comes_up(socket):
-        raise OSError(f"the agent did not start within {_START_DEADLINE_S:.0f} s{_last_words(state)}")
+    if not _comes_up(socket, patience_s):
+        raise OSError(f"the agent did not start within {patience_s:.0f} s{_last_words(state)}")
 
 
 def _last_words(state: str) -> str:
@@ -260,12 +284,12 @@ def _set_cron_line(line: str | None) -> None:
 # ------------------------------------------------------------------ plumbing
 
 
-def _comes_up(socket: str) -> bool:
-    return _until(lambda: _answers(socket))
+def _comes_up(socket: str, patience_s: float) -> bool:
+    return _until(lambda: _answers(socket), patience_s)
 
 
-def _until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + _START_DEADLINE_S
+def _until(condition: Callable[[], bool], patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         if condition():
             return True
