@@ -31,7 +31,12 @@ app = Noun("devices", "Add, list and remove wearables.")
 
 app.verb_elsewhere("add", "Install the agent on devices, enrol them and start them.", "fedctl.cli.device_add")
 app.verb_elsewhere(
-    "upgrade", "Bring the agent of this fedctl onto devices that have another one.", "fedctl.cli.device_upgrade"
+    "upgrade",
+    "Bring the agent of this fedctl onto devices that have another one.",
+    "fedctl.cli.device_upgrade",
+)
+app.verb_elsewhere(
+    "rekey", "Put fedctl's restricted login back on devices, or replace its key.", "fedctl.cli.device_rekey"
 )
 
 
@@ -184,6 +189,13 @@ def ping(
             observer=watcher,
         )
     return views.pinged(outcomes)
+
+
+app.verb_elsewhere(
+    "check",
+    "Go the way to devices step by step: where does it end, and what is the way out?",
+    "fedctl.cli.device_check",
+)
 
 
 @app.verb(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from fedctl.cli.screen import Screen, cells, clean, clip, is_terminal, write
 from fedctl.core.errors import ExitCode
@@ -14,6 +15,7 @@ from fedctl_wire.codec import Json
 
 SCHEMA_VERSION = 1  # of `-o json`; grows when a field changes its meaning or goes
 _GAP = "  "
+_FLOW_GAP = "   "
 _NARROWEST = 8  # columns of a terminal that a cut text keeps
 
 
@@ -24,6 +26,13 @@ class Format(StrEnum):
     JSON = "json"
     JSONL = "jsonl"
     NAME = "name"
+
+
+class Block(Protocol):
+    """A part of a result that is laid out for the width of the screen."""
+
+    def lines(self, width: int) -> Iterator[str]:
+        """The lines, none of them wider than `width` where that can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +110,43 @@ class Details:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """Short phrases, as many on a line as there is room for; one that is wider than a line is wrapped."""
+
+    phrases: Sequence[str]
+    indent: str = ""
+
+    def lines(self, width: int) -> Iterator[str]:
+        """Lay the phrases out in `width` columns; words longer than that stay whole."""
+        import textwrap
+
+        line = ""
+        for phrase in map(clean, self.phrases):
+            longer = f"{line}{_FLOW_GAP}{phrase}" if line else f"{self.indent}{phrase}"
+            if cells(longer) <= width:
+                line = longer
+                continue
+            if line:
+                yield line
+            *whole, line = textwrap.wrap(
+                phrase,
+                width,
+                initial_indent=self.indent,
+                subsequent_indent=f"{self.indent}{_GAP}",
+                break_long_words=False,
+                break_on_hyphens=False,
+            ) or [""]
+            yield from whole
+        if line:
+            yield line
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """A command's result in every form; the command line renders the one that was asked for."""
 
     body: dict[str, Json]  # `-o json`, where `schema_version` is added
-    blocks: Sequence[Table | Details | Sequence[str]]  # `-o table`, an empty line between them
+    blocks: Sequence[Block | Sequence[str]]  # `-o table`, an empty line between them
     rows: Sequence[Json] | None = None  # `-o jsonl`; None: the body is the only one
     names: Sequence[str] = ()  # `-o name`
     nothing: str = ""  # said on stderr where a table for a person has no rows
@@ -126,7 +167,7 @@ def show(view: View, form: Format | None, *, quiet: bool) -> None:
 def _table_lines(view: View, screen: Screen) -> Iterator[str]:
     first = True
     for block in view.blocks:
-        lines = block.lines(screen.columns) if isinstance(block, Table | Details) else map(clean, block)
+        lines = map(clean, block) if isinstance(block, Sequence) else block.lines(screen.columns)
         for number, line in enumerate(lines):
             if number == 0 and not first:
                 yield ""

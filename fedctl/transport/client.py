@@ -19,8 +19,9 @@ from fedctl.core.errors import DeviceError, TrustError
 from fedctl.transport.answers import bad_answer, error_of, message_of
 from fedctl.transport.base import DEFAULT_TIMEOUT_S, Traffic, Transport
 from fedctl.transport.upload import BundleSource, send_blob
-from fedctl_wire.codec import encode
+from fedctl_wire.codec import Json, encode, parse_bytes
 from fedctl_wire.errors import WireError
+from fedctl_wire.limits import LIMITS
 from fedctl_wire.messages import (
     DataReport,
     EnrolmentRequest,
@@ -104,6 +105,17 @@ class AgentClient:
             TrustError: Not signed by the pinned root, or older than the one the device holds.
         """
         self._call("PUT", "/roster", body=envelope.to_bytes())
+
+    def status(self) -> dict[str, Json]:
+        """Resources, limits, slots, task and policy, as the device words them."""
+        answer = self._call("GET", "/status")
+        try:
+            told = parse_bytes(answer.body, limit=LIMITS.json_body_bytes, what="status")
+        except WireError as error:
+            raise bad_answer(self.device, error) from error
+        if not isinstance(told, dict):
+            raise bad_answer(self.device, "its status is no object")
+        return told
 
     def data(self, *, timeout_s: float) -> DataReport:
         """What the device's sources would be to a model; counted anew where they changed.
