@@ -191,7 +191,7 @@ def test_a_model_of_another_number_of_features_is_said_so(ready: Bench) -> None:
     wide = build("mlp", input_shape=(4,), hidden=(2,), classes=2, seed=0)
     manifest = write_bundle(ready.root / "wide", wide)
     error = failing(ready, TaskKind.TRAIN, manifest=manifest, model_dir=ready.root / "wide")
-    assert error.message == "a.npz: 'x' has 3 features, the model takes 4"
+    assert error.message == "source 'recorder' gives 3 features, the model takes 4 features"
 
 
 def test_truncated_weights_are_a_job_error(ready: Bench) -> None:
