@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _ENTRIES = 32  # uploads kept, finished or not, that no bundle has taken yet
 _READ_BYTES = MIB
+_SETTLE_S = 0.5  # for an upload whose caller has gone, to take in what had already arrived
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class _Upload:
     owner: object = None
     hashed: int = 0  # bytes
     digest: _Hash = field(default_factory=hashlib.sha256)
+    idle: threading.Event = field(default_factory=threading.Event)  # nobody is sending it
 
 
 class Blobs:
@@ -50,7 +52,17 @@ class Blobs:
         return self._directory / sha256
 
     def offset(self, sha256: str) -> tuple[int, bool]:
-        """How many bytes are here, and whether they are all of it."""
+        """How many bytes are here, and whether they are all of it.
+
+        Whoever asks goes on from there. Is the blob's last upload still being received, as a rule by a
+        connection that was cut, its end is waited for: what is under way would be sent twice.
+        """
+        upload = self._uploads.get(sha256)
+        if upload is not None:
+            upload.idle.wait(_SETTLE_S)
+        return self._here(sha256)
+
+    def _here(self, sha256: str) -> tuple[int, bool]:
         finished = self.path(sha256)
         if finished.exists():
             return finished.stat().st_size, True
@@ -75,7 +87,7 @@ class Blobs:
         """
         if total > LIMITS.blob_bytes:
             raise ApiError(413, "too_large", f"a blob may have {LIMITS.blob_bytes} bytes", subject=sha256)
-        here, finished = self.offset(sha256)
+        here, finished = self._here(sha256)
         if offset != here or (finished and total != here):
             raise _wrong_offset(sha256, here)
         if finished:
@@ -83,12 +95,16 @@ class Blobs:
         upload, owner = self._begin(sha256)
         try:
             here = self._receive(sha256, upload, owner, offset=offset, total=total, blocks=blocks)
+            if here == total:
+                self._finish(sha256, upload, owner)
         except OSError as error:
             if not isinstance(error, ConnectionError):
                 self.discard([sha256])
             raise
-        if here == total:
-            self._finish(sha256, upload, owner)
+        finally:
+            with upload.lock:
+                if upload.owner is owner:
+                    upload.idle.set()
         return here
 
     def discard(self, names: Iterable[str]) -> None:
@@ -116,6 +132,7 @@ class Blobs:
             upload = self._uploads.setdefault(sha256, _Upload())
         with upload.lock:
             upload.owner = owner
+            upload.idle.clear()
         return upload, owner
 
     def _make_room(self) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fedctl_agent.daemon import blobs as daemon_blobs
 from fedctl_agent.daemon.blobs import Blobs
 from fedctl_agent.daemon.errors import ApiError
 from fedctl_wire.limits import LIMITS
@@ -54,6 +56,35 @@ def test_what_the_power_cut_damaged_is_noticed_and_deleted(tmp_path: Path) -> No
     assert caught.value.code == "hash"
     assert blobs.offset(NAME) == (0, False)
     assert blobs.append(NAME, offset=0, total=len(DATA), blocks=[DATA]) == len(DATA)
+
+
+def test_whoever_goes_on_waits_for_what_had_arrived_before_the_cut(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_blobs, "_SETTLE_S", 20.0)
+    told: list[tuple[int, bool]] = []
+    asker = threading.Thread(target=lambda: told.append(blobs.offset(NAME)))
+
+    def cut() -> Iterator[bytes]:
+        yield DATA[:700]
+        asker.start()
+        asker.join(0.2)  # it is waiting
+        yield DATA[700:900]  # was in the kernel already
+        raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        blobs.append(NAME, offset=0, total=len(DATA), blocks=cut())
+    asker.join()
+    assert told == [(900, False)]
+
+
+def test_an_upload_that_somebody_else_is_sending_keeps_nobody_waiting_for_its_end(blobs: Blobs) -> None:
+    def busy() -> Iterator[bytes]:
+        yield DATA[:700]
+        assert blobs.offset(NAME) == (700, False)
+        yield DATA[700:]
+
+    assert blobs.append(NAME, offset=0, total=len(DATA), blocks=busy()) == len(DATA)
 
 
 def test_the_newer_of_two_uploads_wins(blobs: Blobs) -> None:
