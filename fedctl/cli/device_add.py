@@ -12,7 +12,7 @@ import typer
 
 from fedctl.cli import device_views as views
 from fedctl.cli.command import Verb, session_of
-from fedctl.cli.device_options import HostKey, SshConfig, admin_login
+from fedctl.cli.device_options import HostKey, SshConfig, Via, admin_login
 from fedctl.cli.option_groups import grouped
 from fedctl.cli.options import BOTH_WHEELS, Parallel, RootKey, home, prompts, writing
 from fedctl.cli.output import View
@@ -43,6 +43,7 @@ class OneOptions:
         typer.Option("--token-file", metavar="FILE|-", help="https: the token that the device printed."),
     ] = None
     accept_host_key: HostKey = None
+    via: Via = None
 
     def given(self) -> Mapping[str, object]:
         """Those that were said, by the words of the command line."""
@@ -52,6 +53,7 @@ class OneOptions:
             "--source": self.source,
             "--token-file": self.token_file,
             "--accept-host-key": self.accept_host_key,
+            "--via": self.via,
         }
         return {word: value for word, value in said.items() if value}
 
@@ -155,7 +157,7 @@ def _add_one(
         store,
         home(),
         wanted,
-        admin=admin_login(how.ssh_config, one.accept_host_key, watcher),
+        admin=admin_login(how.ssh_config, one.accept_host_key, watcher, via=one.via),
         placement=how.place,
         token=_token(store, name, url, one.token_file, watcher),
         observer=watcher,
@@ -187,13 +189,15 @@ def _token(store: Store, name: str, url: str, file: Path | None, watcher: Watche
     Raises:
         UsageError: The file cannot be read, or the device is not reached by HTTPS.
     """
+    from fedctl.ops.enrolment.https import is_enrolled
+
     https = url.startswith("https://")
     if file is None:
-        member = any(device.name == name and device.url == url for device in store.devices())
-        if not https or member or not prompts():
+        if not https or is_enrolled(store, name, url) or not prompts():
             return None
         with watcher.silenced():
-            return str(typer.prompt(f"Token of {name} (fedctl-agent enrol)", hide_input=True, err=True))
+            question = f"Token of {name} (fedctl-agent enrol)"  # none: a device that was removed comes back
+            return str(typer.prompt(question, default="", show_default=False, hide_input=True, err=True))
     if not https:
         raise UsageError(
             "--token-file is for https:// devices",

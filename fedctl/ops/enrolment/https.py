@@ -16,7 +16,8 @@ from fedctl.core.records import Device
 from fedctl.ops.authority import operator_identity
 from fedctl.ops.enrolment.add import Addition, AddResult
 from fedctl.ops.enrolment.enrol import Known, check_free
-from fedctl.transport import AgentClient, connect
+from fedctl.store import ReadStore
+from fedctl.transport import AgentClient, Endpoint, connect
 from fedctl_wire.errors import WireError
 from fedctl_wire.signing import key_id
 
@@ -46,6 +47,16 @@ class EnrolmentToken:
                 code="token",
             )
         return cls(match[1], match[2])
+
+
+def is_enrolled(store: ReadStore, name: str, url: str) -> bool:
+    """Whether that device has a row, however its URL is spelt; then nobody need ask for a token.
+
+    Raises:
+        UsageError: The URL is none.
+    """
+    spelt = Endpoint.parse(url).url
+    return any(device.name == name and device.url == spelt for device in store.devices())
 
 
 def add_over_https(addition: Addition, token: str | None) -> AddResult:

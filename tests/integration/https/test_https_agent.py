@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
 import shutil
 import socket
 import subprocess
@@ -293,3 +296,40 @@ def test_a_home_without_the_operators_certificate_says_how_to_get_it(
     assert "`fedctl init` makes it" in outcome.error.hint
     init(home, root_key=root)
     assert ping(store, home)[0].error is None
+
+
+def test_at_a_terminal_the_token_is_asked_for_once_and_not_shown(home: Home, agent: HttpsAgent) -> None:
+    fleet = TestFleet(home, {})
+    token = agent.enrol()
+    shown = at_terminal(fleet, "devices", "add", agent.name, agent.url, answer=token)
+    assert "Token of w1" in shown
+    assert "w1 is enrolled" in shown
+    assert token not in shown
+    again = at_terminal(fleet, "devices", "add", agent.name, f"{agent.url}/", answer=None)  # spelt otherwise
+    assert "enrolled already" in again
+    assert "Token" not in again
+
+
+def at_terminal(fleet: TestFleet, *words: str, answer: str | None) -> str:
+    """Run a command at a terminal, type the answer once it asks, and return what the screen showed."""
+    screen, terminal = pty.openpty()
+    command, environment = fleet.command(*words), fleet.environment()
+    process = subprocess.Popen(
+        command, env=environment, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while select.select([screen], [], [], 20)[0]:
+            try:
+                shown += os.read(screen, 4096)
+            except OSError:  # the end of a terminal
+                break
+            if answer is not None and shown.endswith(b"): "):  # the echo is off from here on
+                os.write(screen, answer.encode() + b"\n")
+                answer = None
+    finally:
+        process.kill()
+        process.wait()
+        os.close(screen)
+    return shown.decode()
