@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         from fedctl.cli.edge import report
 
         as_json = session.machine or asks_for_json(arguments)
-        return report(error, as_json=as_json, verbose=session.verbose)
+        return report(error, as_json=as_json, verbose=session.verbose, command=session.command)
 
 
 def root() -> Group:

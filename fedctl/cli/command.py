@@ -28,6 +28,7 @@ class Session:
     form: Format | None = None
     quiet: bool = False
     verbose: bool = False
+    command: str = ""  # that runs, e.g. "fedctl devices add"
 
     @property
     def machine(self) -> bool:
@@ -56,8 +57,9 @@ class Command(_WithExamples, TyperCommand):
 
     def invoke(self, ctx: Any) -> ExitCode:
         """Run the function and show what it returned; the value is the process's exit code."""
-        view: View = super().invoke(ctx)
         session = session_of(ctx)
+        session.command = ctx.command_path
+        view: View = super().invoke(ctx)
         show(view, session.form, quiet=session.quiet)
         return view.exit_code
 

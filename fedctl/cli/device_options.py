@@ -23,7 +23,15 @@ HostKey = Annotated[
 ]
 
 
-def admin_login(ssh_config: Path | None, accept_host_key: str | None, watcher: Watcher) -> AdminLogin:
+Via = Annotated[
+    str | None,
+    typer.Option("--via", metavar="URL", help="Log in here instead, e.g. ssh://root@HOST; one device."),
+]
+
+
+def admin_login(
+    ssh_config: Path | None, accept_host_key: str | None, watcher: Watcher, *, via: str | None = None
+) -> AdminLogin:
     """How the person at the terminal logs in on devices; asked about host keys where there is one."""
     from fedctl.ops.devices import AdminLogin
 
@@ -32,4 +40,4 @@ def admin_login(ssh_config: Path | None, accept_host_key: str | None, watcher: W
             return confirm(question)
 
     asker = ask if prompts() else None
-    return AdminLogin(ssh_config=ssh_config, accept_host_key=accept_host_key, ask=asker)
+    return AdminLogin(ssh_config=ssh_config, via=via, accept_host_key=accept_host_key, ask=asker)

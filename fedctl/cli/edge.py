@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import typer
 
@@ -39,16 +39,19 @@ class Failure:
     exit_code: ExitCode
 
 
-def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
+def report(error: BaseException, *, as_json: bool, verbose: bool, command: str = "") -> int:
     """Write the block to stderr, one JSON object or sentences, and return the exit code.
 
-    With `verbose` the traceback comes first, unless the words of the command line were wrong.
+    Wrong words whose error knows no way out are explained by the help of `command`, which runs. With
+    `verbose` the traceback comes first, unless Typer did not understand the words.
     """
     if type(error).__name__ == "NoArgsIsHelpError" and not as_json:  # `fedctl devices` and nothing else
         lines = str(error).splitlines()
         _write(lines)
         return ExitCode.USAGE
     failure = explain(error)
+    if command and not failure.hint and failure.exit_code is ExitCode.USAGE:
+        failure = replace(failure, hint=f"see: {command} --help")
     lines = _json_lines(failure) if as_json else _text_lines(failure)
     if verbose and not isinstance(error, typer.TyperException):
         import traceback

@@ -301,7 +301,9 @@ def _labels(given: Mapping[str, str]) -> dict[str, str]:
     words += [f"{column.removeprefix(_LABEL)}={cell}" for column, cell in given.items() if _is_label(column)]
     wrong = next((word for word in words if "=" not in word), None)
     if wrong is not None:
-        raise UsageError(f"label {wrong!r} is not of the form key=value")
+        raise UsageError(
+            f"label {wrong!r} is not of the form key=value", hint="for example: ward=3;role=train"
+        )
     return {key: value for key, value in parse_label_changes(words).items() if value is not None}
 
 

@@ -188,6 +188,26 @@ def no_fleet(path: Path) -> ConfigError:
     )
 
 
+def lost_fleet(path: Path) -> ConfigError:
+    """The error for a database that has every table, and no row that says whose it is."""
+    return ConfigError(
+        f"state database {path} has lost its fleet: somebody deleted that row",
+        hint=f"restore it from a backup, or move {path.parent} away and run: fedctl init",
+        subject=str(path),
+        code="corrupt",
+    )
+
+
+def no_file(path: Path) -> ConfigError:
+    """The error for something else in the database's place."""
+    return ConfigError(
+        f"state database {path} is a directory",
+        hint="move it away and restore the file from a backup, or set FEDCTL_HOME to another directory",
+        subject=str(path),
+        code="cantopen",
+    )
+
+
 def bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
     """Apply the migrations that a fleet's database lacks, all in one transaction.
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from stat import S_ISDIR
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -21,6 +22,8 @@ from fedctl.store.connect import (
     connect_for_writing,
     explained,
     is_current,
+    lost_fleet,
+    no_file,
     no_fleet,
 )
 
@@ -103,7 +106,7 @@ class ReadStore:
         query = "SELECT uuid, root_key, operator_key, roster_serial, demo FROM fleet"
         found = self._one(rows.to_fleet, query)
         if found is None:
-            raise no_fleet(self._path)
+            raise lost_fleet(self._path)
         return found
 
     def devices(self) -> tuple[Device, ...]:
@@ -279,7 +282,8 @@ def existing_database(home: Home) -> Path:
         ConfigError: When the home has none, or may not be looked into.
     """
     try:
-        home.database.stat()
+        if S_ISDIR(home.database.stat().st_mode):
+            raise no_file(home.database)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise no_fleet(home.database) from error
     except OSError as error:

@@ -10,7 +10,15 @@ import pytest
 from fedctl.cli.app import NOUNS, asks_for_json, root, run
 from fedctl.cli.command import Session
 from fedctl.cli.edge import explain, report
-from fedctl.core.errors import ConfigError, ExitCode, FedctlError, TrustError, UnreachableError
+from fedctl.core.errors import (
+    ConfigError,
+    ExitCode,
+    FedctlError,
+    NotFoundError,
+    TrustError,
+    UnreachableError,
+    UsageError,
+)
 from fedctl_wire.errors import WireError
 
 
@@ -124,3 +132,13 @@ def test_a_noun_alone_shows_its_help_on_stderr(capsys: pytest.CaptureFixture[str
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Usage: fedctl devices" in captured.err
+
+
+def test_wrong_words_without_a_hint_of_their_own_name_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    error = UsageError("--rounds is 0")
+    assert report(error, as_json=False, verbose=False, command="fedctl round start") == ExitCode.USAGE
+    assert capsys.readouterr().err.splitlines()[-1].strip() == "see: fedctl round start --help"
+    report(UsageError("x", hint="y"), as_json=False, verbose=False, command="fedctl round start")
+    assert "--help" not in capsys.readouterr().err
+    report(NotFoundError("x"), as_json=False, verbose=False, command="fedctl round start")
+    assert "--help" not in capsys.readouterr().err

@@ -239,3 +239,23 @@ def test_many_processes_write_at_once_and_none_fails(home: Home) -> None:
     with ReadStore.open(home) as store:
         assert len(store.events()) == 20 * 5 * 2
         check_chain(store.events())
+
+
+def test_a_directory_in_the_place_of_the_database_is_called_one(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.database.mkdir(parents=True)
+    for opened in (Store.open, ReadStore.open):
+        with pytest.raises(ConfigError, match="is a directory") as caught:
+            opened(home)
+        assert "move it away" in caught.value.hint
+
+
+def test_a_database_without_its_fleets_row_is_not_an_empty_home(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    Store.create(home, FLEET).close()
+    with closing(sqlite3.connect(home.database)) as other:
+        other.execute("DELETE FROM fleet")
+        other.commit()
+    with ReadStore.open(home) as store, pytest.raises(ConfigError, match="has lost its fleet") as caught:
+        store.fleet()
+    assert "backup" in caught.value.hint
