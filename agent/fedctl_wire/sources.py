@@ -42,6 +42,7 @@ KINDS = ("npz", "csv", "sqlite")
 MAX_TOML_BYTES = 16 * 1024  # of keys in one another a parser makes quadratic work
 SPLITS = ("time", "random")
 _SHOWN_CHARS = 200
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors begin a file with it
 _MAX_COLUMNS = 10_000
 _MAX_SAMPLES = 10**6  # in one window
 _MAX_DAYS = 36_500.0
@@ -95,7 +96,7 @@ def parse_source(data: bytes) -> SourceSpec:
     if len(data) > MAX_TOML_BYTES:
         raise _bad(f"is larger than {MAX_TOML_BYTES} bytes")
     try:
-        table = tomllib.loads(data.decode("utf-8-sig"))
+        table = tomllib.loads(data.removeprefix(_BYTE_ORDER_MARK).decode())
     except ValueError as error:
         raise _bad(f"cannot be read: {shown(error)}") from error
     except RecursionError as error:

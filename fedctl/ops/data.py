@@ -18,11 +18,10 @@ from fedctl.core.plan import needs_of
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
 from fedctl.ops import models
-from fedctl.ops.contact import greet
+from fedctl.ops.contact import greet, reach
 from fedctl.ops.enrolment.source import read_source
-from fedctl.release.keys import login_path
 from fedctl.store import ReadStore, Store
-from fedctl.transport import connect, sweep
+from fedctl.transport import sweep
 from fedctl.transport.pool import PARALLEL
 from fedctl_wire.codec import decode
 from fedctl_wire.errors import WireError
@@ -88,20 +87,23 @@ def check(
     """
     wanted, serial = wanted_model(store, home, model), store.fleet().roster_serial
 
-    def ask(device: Device) -> DataReport:
-        with connect(
-            device=device.name, url=device.url, host_key=device.host_key, login_key=login_path(home)
-        ) as client:
-            greet(client, device, home, roster_serial=serial)
-            return client.data(timeout_s=timeout_s)
+    def ask(device: Device) -> tuple[str, DataReport]:
+        with reach(home, device) as client:
+            contact = greet(client, device, home, roster_serial=serial)
+            return contact.health.version, client.data(timeout_s=timeout_s)
 
     found: dict[str, DataCheck] = {}
+    versions: dict[str, str] = {}
     for device, answer in sweep(devices, ask, parallel=parallel):
         if isinstance(answer, FedctlError):
             found[device.name] = DataCheck(device=device.name, error=answer)
         else:
-            found[device.name] = judged(device.name, answer, wanted)
+            versions[device.name], report = answer
+            found[device.name] = judged(device.name, report, wanted)
         observer(DeviceProgress(device.name, "no answer" if isinstance(answer, FedctlError) else "answered"))
+    with store.transaction():
+        for name, version in versions.items():
+            store.set_device_seen(name, agent_version=version)
     return tuple(found[device.name] for device in devices)
 
 

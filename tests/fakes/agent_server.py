@@ -23,12 +23,14 @@ from fedctl_wire.codec import decode, encode
 from fedctl_wire.limits import LIMITS
 from fedctl_wire.manifest import Manifest
 from fedctl_wire.messages import (
+    DataReport,
     EnrolmentRequest,
     ErrorBody,
     Health,
     Identity,
     MissingBlob,
     ModelInstalled,
+    SourceReport,
     TaskRequest,
     TaskState,
     TaskStatus,
@@ -101,6 +103,7 @@ class FakeAgent:
         self.place = UnixPlace(place) if isinstance(place, Path) else place
         self.health = Health("0.1.0", "1970-01-01T00:00:07Z", "boot-1", device=device)
         self.identity = Identity("ab" * 32, enrolled=False)
+        self.data = DataReport("1970-01-01T00:00:07Z", 20, (SourceReport("recorder", "csv", ("hr",)),))
         self.work = work
         self.requests: list[tuple[str, str]] = []
         self.blobs: dict[str, bytearray] = {}
@@ -150,6 +153,8 @@ class FakeAgent:
         match method, what:
             case "GET", "health":
                 return _ok(self.health)
+            case "GET", "data":
+                return _ok(self.data)
             case "GET", "identity":
                 return _ok(self.identity)
             case "GET", ("status" | "data"):

@@ -63,6 +63,10 @@ def test_health_and_identity(agent: FakeAgent, client: AgentClient) -> None:
     assert client.identity() == agent.identity
 
 
+def test_what_a_device_says_of_its_data(agent: FakeAgent, client: AgentClient) -> None:
+    assert client.data(timeout_s=30) == agent.data
+
+
 def test_a_root_is_pinned_once(client: AgentClient) -> None:
     request = EnrolmentRequest("aa" * 32, {}, {}, {})
     assert client.enrol(request).enrolled

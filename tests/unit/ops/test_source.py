@@ -82,6 +82,7 @@ def put(tmp_path: Path, text: str) -> Path:
         GOOD + FULL,
         CSV + FULL + 'delimiter = ";"\n',
         SQLITE + FULL,
+        SQLITE.replace("\n", "\r\n"),
     ],
 )
 def test_a_good_source_is_good_for_both(tmp_path: Path, text: str) -> None:
