@@ -142,6 +142,18 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class Lines:
+    """Whole lines; where one is too wide, its phrases (three spaces apart) go onto the next."""
+
+    texts: Sequence[str]
+
+    def lines(self, width: int) -> Iterator[str]:
+        """Lay the lines out in `width` columns."""
+        for text in self.texts:
+            yield from Flow(text.split(_FLOW_GAP)).lines(width)
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """A command's result in every form; the command line renders the one that was asked for."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedctl.cli.device_views import beside, seconds
-from fedctl.cli.output import Column, Details, Table, View, facts
+from fedctl.cli.output import Column, Details, Lines, Table, View, facts
 from fedctl.cli.screen import Screen, cells, clip, write
 from fedctl.cli.units import byte_count, duration, fixed
 from fedctl.core.errors import ExitCode, NotMetError
@@ -113,7 +113,7 @@ def ran(result: RunResult, *, strict: bool) -> View:
     met = [f"target {result.until} met after {_count(len(result.rounds))}"] if result.until_met else []
     return View(
         body,
-        [[*closing(result.rounds[-1:]), *met]],
+        [Lines([*closing(result.rounds[-1:]), *met])],
         to_json(rounds),
         names[-1:],
         action=True,
@@ -131,7 +131,7 @@ def resumed(rounds: Sequence[RoundSummary]) -> View:
         check_published(summary)
     lines = closing(rounds) if rounds else ["no round is unfinished"]
     rows: list[Json] = to_json(tuple(rounds))
-    return View({"rounds": rows}, [lines], rows, [str(r.id) for r in rounds], action=True)
+    return View({"rounds": rows}, [Lines(lines)], rows, [str(r.id) for r in rounds], action=True)
 
 
 def cancelled(summary: RoundSummary) -> View:
@@ -139,7 +139,7 @@ def cancelled(summary: RoundSummary) -> View:
     row = to_json(summary)
     verb = "cancelled" if summary.phase is RoundPhase.CANCELLED else f"had ended: {summary.phase}"
     lines = [f"round {summary.id} {verb}; {_standing(summary)}"]
-    return View({"round": row}, [lines], [row], [str(summary.id)], action=True)
+    return View({"round": row}, [Lines(lines)], [row], [str(summary.id)], action=True)
 
 
 def listed(rounds: Sequence[RoundSummary]) -> View:
@@ -216,7 +216,7 @@ def watched(summary: RoundSummary) -> View:
     if summary.phase.final:
         check_published(summary)
     row = to_json(summary)
-    return View({"round": row}, [closing([summary])], [row], [str(summary.id)])
+    return View({"round": row}, [Lines(closing([summary]))], [row], [str(summary.id)])
 
 
 def check_published(summary: RoundSummary) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fedctl.cli import round_views as views
 from fedctl.cli.command import Session
-from fedctl.cli.output import Format, View, show
+from fedctl.cli.output import Format, Lines, View, show
 from fedctl.cli.progress import Watcher
 from fedctl.core.errors import ExitCode, NotMetError
 from fedctl.core.progress import DeviceProgress, RoundEnded, RoundStarted
@@ -59,7 +59,7 @@ def utf8(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sentences(view: View) -> list[str]:
-    return [line for block in view.blocks for line in (block if isinstance(block, list) else [])]
+    return [line for block in view.blocks if isinstance(block, Lines) for line in block.texts]
 
 
 def test_a_published_round_ends_with_one_line_and_its_drop_outs() -> None:
@@ -219,3 +219,15 @@ def report(device: str, reason: str) -> RoundDeviceReport:
 def test_a_target_that_was_met_is_said() -> None:
     view = views.ran(RunResult((PUBLISHED,), until="auroc>=0.85", until_met=True), strict=False)
     assert sentences(view)[-1] == "target auroc>=0.85 met after 1 round"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 200])
+def test_the_last_lines_are_no_wider_than_the_screen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    summary = replace(PUBLISHED, dropped=DROPPED)
+    show(views.ran(RunResult((summary,), (), None, None), strict=False), None, quiet=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "".join(lines).replace(" ", "").startswith("publishedhealth@136of8loss.352")
