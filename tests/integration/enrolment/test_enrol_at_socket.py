@@ -20,6 +20,7 @@ from fedctl.store import Store
 from fedctl.transport import AgentClient, connect
 from fedctl_wire.codec import decode
 from fedctl_wire.messages import Health, Roster
+from fedctl_wire.signing import fingerprint
 from tests.integration.enrolment.conftest import Agent, MakeAgent
 
 
@@ -117,6 +118,8 @@ def test_a_device_that_lost_its_state_is_enrolled_anew_under_its_name(
     assert old is not None
     assert result.device is not None
     assert result.device.identity_key != old.identity_key
+    was, now = (fingerprint(device.identity_key) for device in (old, result.device))
+    assert result.steps[0] == f"its identity key has changed: it was {was}, it is {now}"
     assert result.device.serial > old.serial
     assert result.device.labels == {"ward": "3"}
     assert roster_names(home) == ["watch-1"]
