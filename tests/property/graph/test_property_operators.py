@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import json
 from typing import Any
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedctl.models import Convolutions, build
+from fedctl_graph.errors import GraphError
 from fedctl_graph.interpreter import Graph
 from fedctl_graph.program import Program
 from tests.unit.graph.programs import numerical
@@ -127,3 +130,28 @@ def test_any_cnn_is_the_network_that_it_says_with_its_gradients(
     np.testing.assert_allclose(logits, plain_cnn(parameters, x, len(channels), pool), rtol=1e-9, atol=1e-12)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(gradient, numerical(graph, parameters, x, y, name), rtol=1e-5, atol=1e-7)
+
+
+SMALL = build("cnn", input_shape=(2, 5), classes=2, seed=0, window=Convolutions(channels=(2, 2), kernel=2))
+VALID = json.loads(SMALL.graph)
+PLACES = [("constants", name, "data", 0) for name, item in VALID["constants"].items() if item["data"]]
+PLACES += [("nodes", number, key, 0) for number, node in enumerate(VALID["nodes"]) for key in ("in", "out")]
+NAMES = sorted({node["out"][0] for node in VALID["nodes"]} | set(VALID["constants"]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(PLACES), st.sampled_from(NAMES) | st.integers(-(1 << 65), 1 << 65) | st.integers(-9, 9)
+)
+def test_a_damaged_cnn_runs_or_is_a_graph_error(place: tuple[Any, ...], item: str | int) -> None:
+    value = copy.deepcopy(VALID)
+    parent = value
+    for key in place[:-1]:
+        parent = parent[key]
+    parent[place[-1]] = item
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, 5), np.float32)
+    with contextlib.suppress(GraphError):
+        Graph(Program.from_json(value, max_nodes=1000)).loss_and_gradients(
+            SMALL.weights, x, np.array([0, 1, 1])
+        )
