@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -89,6 +90,25 @@ def test_a_name_with_a_dead_address_first_is_reached_at_the_next(
     monkeypatch.setattr(socket, "getaddrinfo", two)
     with FakeAgent(bed.place), bed.client() as client:
         assert client.health().device == "watch-1"
+
+
+def test_a_dead_address_does_not_take_all_the_time(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = socket.getaddrinfo
+    with contextlib.ExitStack() as stack:
+        dead = stack.enter_context(socket.socket())
+        dead.bind(("127.0.0.2", bed.place.port))
+        dead.listen(0)
+        for _ in range(4):  # more than its queue holds: whoever comes now hears nothing
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(dead.getsockname())
+
+        def two(host: str, port: int, **more: int) -> list[tuple[object, ...]]:
+            return [*found("127.0.0.2", port, **more), *found(host, port, **more)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", two)
+        with FakeAgent(bed.place), bed.client(timeout_s=6) as client:
+            assert client.health().device == "watch-1"
 
 
 # ------------------------------------------------------------------ who answers
@@ -315,6 +335,20 @@ def test_a_session_ticket_on_an_idle_connection_is_no_end_of_it(bed: Bed) -> Non
         eventually(stream.stale, "the peer's end is seen")
         stream.close()
         assert stream.stale()
+
+
+def test_bytes_that_nobody_encrypted_end_the_connection(bed: Bed) -> None:
+    def meddle(link: socket.socket) -> None:
+        link.recv(65536)
+        os.write(link.fileno(), b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with (
+        RawPeer(bed.place, meddle),
+        bed.client() as client,
+        pytest.raises(UnreachableError, match="TLS failed") as caught,
+    ):
+        client.health()
+    assert caught.value.message.isprintable()
 
 
 def test_an_end_without_tls_s_own_farewell_is_an_error(bed: Bed) -> None:
