@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +117,54 @@ def test_nothing_is_written(recorder: sqlite3.Connection, tmp_path: Path) -> Non
     data(tmp_path)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
     assert recorder
+
+
+AS_NOBODY = """
+import os, sqlite3, sys
+from pathlib import Path
+import numpy
+from fedctl_agent.sources import arrange, load, read_source, sqlite_table
+from fedctl_wire.messages import DataNeeds
+os.setgid(65534); os.setuid(65534)
+directory = Path(sys.argv[1])
+if len(sys.argv) > 2:  # somebody writes meanwhile
+    check = sqlite_table._check
+    def touch(*words):
+        os.utime(directory / "watch.db")
+        return check(*words)
+    sqlite_table._check = touch
+try:
+    print(len(load(read_source(directory / "recorder.toml"), DataNeeds((2,), 2)).y))
+except Exception as error:
+    print(error)
+"""
+
+
+def as_nobody(directory: Path, *words: str) -> str:
+    command = [sys.executable, "-c", AS_NOBODY, str(directory), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_a_user_who_may_only_read_reads_a_log_and_a_database_without_one() -> None:
+    with tempfile.TemporaryDirectory() as name:  # not below pytest's, which only its owner may enter
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "recorder.toml").write_text(SOURCE)
+        connection = sqlite3.connect(directory / "watch.db")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE samples (hr, steps, y)")
+        connection.executemany("INSERT INTO samples VALUES (?, 1, 0)", [(i,) for i in range(30)])
+        connection.commit()
+        assert as_nobody(directory) == "30"
+        connection.close()  # takes its log with it
+        assert sorted(path.name for path in directory.iterdir()) == ["recorder.toml", "watch.db"]
+        assert as_nobody(directory) == "30"
+        os.chown(directory / "watch.db", 65534, 65534)
+        assert as_nobody(directory, "touch").startswith("watch.db was written to while it was read: let ")
+        (directory / "watch.db-wal").write_bytes(b"x" * 100)
+        (directory / "watch.db-wal").chmod(0o600)
+        assert "let the agent's user write to its directory" in as_nobody(directory)
 
 
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\0" + b"\xff" * 2000, b"no database" * 100])
