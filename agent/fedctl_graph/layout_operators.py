@@ -23,7 +23,7 @@ from fedctl_graph.operator_types import (
 )
 
 MAX_CONCAT = 256  # inputs
-MAX_PAD = 1 << 16  # zeros at one end of an axis
+MAX_PAD = 4096  # zeros at one end of an axis
 
 
 def _transpose(attributes: Attributes, _constants: Constants) -> Callable[[Real], Kernel]:

@@ -137,12 +137,11 @@ VALID = json.loads(SMALL.graph)
 PLACES = [("constants", name, "data", 0) for name, item in VALID["constants"].items() if item["data"]]
 PLACES += [("nodes", number, key, 0) for number, node in enumerate(VALID["nodes"]) for key in ("in", "out")]
 NAMES = sorted({node["out"][0] for node in VALID["nodes"]} | set(VALID["constants"]))
+HUGE = [1 << 20, 1 << 40, -(1 << 62), 1 << 65]  # nothing between: what fits in memory might be taken
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    st.sampled_from(PLACES), st.sampled_from(NAMES) | st.integers(-(1 << 65), 1 << 65) | st.integers(-9, 9)
-)
+@given(st.sampled_from(PLACES), st.sampled_from(NAMES) | st.integers(-9, 9) | st.sampled_from(HUGE))
 def test_a_damaged_cnn_runs_or_is_a_graph_error(place: tuple[Any, ...], item: str | int) -> None:
     value = copy.deepcopy(VALID)
     parent = value
