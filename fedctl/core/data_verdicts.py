@@ -68,17 +68,20 @@ def missing_share(source: SourceReport) -> float | None:
     return sum(source.facts.missing.values()) / max(1, source.rows * features * samples)
 
 
-def judge(report: DataReport, source: SourceReport, wanted: Wanted | None) -> tuple[Finding, ...]:
+def judge(
+    report: DataReport, source: SourceReport, wanted: Wanted | None, *, trains: bool = True
+) -> tuple[Finding, ...]:
     """All findings about one source of a device.
 
     Args:
         report: Of the device.
         source: One of its sources.
         wanted: The model that should learn from it, if one was named.
+        trains: Whether the device trains; else all its examples are there to measure with.
     """
     if source.error is not None:
         return (Finding(Mark.BAD, "error", source.error.message),)
-    found = [*_schema(source, wanted), *_rows(report, source)]
+    found = [*_schema(source, wanted), *_rows(report, source, trains=trains)]
     if source.facts is None:
         return (*found, Finding(Mark.NOTE, "policy", "its policy keeps times, labels and gaps to itself"))
     needs = wanted.needs if wanted else None
@@ -117,10 +120,11 @@ def _misfit(source: SourceReport, needs: DataNeeds) -> str | None:
     return None
 
 
-def _rows(report: DataReport, source: SourceReport) -> Iterator[Finding]:
-    if source.training < max(1, report.min_examples):
-        text = f"{source.training} examples to train on, its policy asks for {report.min_examples}"
-        yield Finding(Mark.BAD, "rows", text)
+def _rows(report: DataReport, source: SourceReport, *, trains: bool) -> Iterator[Finding]:
+    count = source.training if trains else source.examples
+    if count < max(1, report.min_examples):
+        what = "examples to train on" if trains else "examples"
+        yield Finding(Mark.BAD, "rows", f"{count} {what}, its policy asks for {report.min_examples}")
 
 
 def _labels(source: SourceReport, facts: SourceFacts, needs: DataNeeds | None) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from fedctl.core.errors import ConfigError, FedctlError, UnreachableError
 from fedctl.core.home import Home
 from fedctl.core.plan import needs_of
 from fedctl.core.progress import DeviceProgress, Observer, silent
-from fedctl.core.records import Device
+from fedctl.core.records import Device, Role
 from fedctl.ops import models
 from fedctl.ops.contact import greet, reach
 from fedctl.ops.enrolment.source import read_source
@@ -99,7 +99,7 @@ def check(
             found[device.name] = DataCheck(device=device.name, error=answer)
         else:
             versions[device.name], report = answer
-            found[device.name] = judged(device.name, report, wanted)
+            found[device.name] = judged(device.name, report, wanted, trains=device.role is not Role.HOLDOUT)
         observer(DeviceProgress(device.name, "no answer" if isinstance(answer, FedctlError) else "answered"))
     with store.transaction():
         for name, version in versions.items():
@@ -127,7 +127,7 @@ def check_here(source: Path, wanted: Wanted | None = None) -> DataCheck:
     return judged(_HERE, report, wanted)
 
 
-def judged(device: str, report: DataReport, wanted: Wanted | None) -> DataCheck:
+def judged(device: str, report: DataReport, wanted: Wanted | None, *, trains: bool = True) -> DataCheck:
     """A device's answer with verdicts; a model is held against the source that the device would choose."""
     chosen = _chosen(report, wanted)
     try:
@@ -135,7 +135,7 @@ def judged(device: str, report: DataReport, wanted: Wanted | None) -> DataCheck:
             SourceCheck(
                 source,
                 wanted.model if wanted and source in chosen else None,
-                judge(report, source, wanted if source in chosen else None),
+                judge(report, source, wanted if source in chosen else None, trains=trains),
             )
             for source in report.sources
         )

@@ -106,6 +106,16 @@ def test_a_class_that_the_model_has_and_the_device_does_not() -> None:
     assert text == 'note label "anomaly": no example of 1, 3, 4'
 
 
+def test_a_device_that_only_measures_needs_no_training_part() -> None:
+    source = replace(SOURCE, training=0)
+    report = DataReport("2026-09-21T12:04:00Z", 20, (source,))
+    assert "rows" in {finding.subject for finding in judge(report, source, HEALTH)}
+    assert "rows" not in {finding.subject for finding in judge(report, source, HEALTH, trains=False)}
+    few = replace(source, examples=3)
+    (found,) = [f for f in judge(report, few, HEALTH, trains=False) if f.subject == "rows"]
+    assert found.text == "3 examples, its policy asks for 20"
+
+
 def test_what_the_policy_keeps_is_said_and_not_guessed() -> None:
     assert findings(facts=None) == {
         "schema": "good schema fits health@1",
