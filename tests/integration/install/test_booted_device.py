@@ -11,8 +11,10 @@ from fedctl.core.errors import DeviceError
 from fedctl.core.home import Home
 from fedctl.ops import devices
 from fedctl.ops.devices import AddResult, AdminLogin, NewDevice
+from fedctl.ops.enrolment.upgrade import upgrade
 from fedctl.store import Store
 from tests.booted import USER, BootedDevice, booted_device
+from tests.integration.install.test_upgrade import SILENT, new_agent
 
 pytestmark = pytest.mark.system
 
@@ -173,3 +175,25 @@ def test_a_supervised_agent_moves_to_systemd_once_its_user_lingers(
         remove(store, home, admin)
     finally:
         device.run(f"loginctl disable-linger {USER}")
+
+
+@pytest.mark.usefixtures("light")
+def test_a_system_agent_that_does_not_answer_gives_way_to_the_old_one(
+    store: Store, home: Home, device: BootedDevice, admin: AdminLogin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, home, device, admin, placement="system")
+    launcher = device.run("cat /usr/lib/fedctl-agent/bin/fedctl-agent")
+    with monkeypatch.context() as patched:
+        new_agent(patched, *SILENT)
+        (outcome,) = upgrade(store, home, store.devices(), admin=admin, patience_s=4)
+    assert outcome.error is not None
+    assert outcome.error.code == "rolled_back"
+    assert device.run("cat /usr/lib/fedctl-agent/bin/fedctl-agent") == launcher
+    assert_answers(store, home)
+    with monkeypatch.context() as patched:
+        new_agent(patched, "fedctl_agent/__init__.py", "# newer")
+        (outcome,) = upgrade(store, home, store.devices(), admin=admin)
+    assert outcome.error is None
+    assert device.run("stat -c %U:%a /usr/lib/fedctl-agent/versions/*").split() == ["root:755"]
+    assert_answers(store, home)
+    remove(store, home, admin)
