@@ -29,7 +29,7 @@ def why_no_commands(session: AdminSession, device: str) -> DeviceError | None:
         return None
     lines = (done.stdout.strip() or done.stderr).decode("utf-8", "replace").strip().splitlines()
     said = printable(lines[-1])[:_SHOWN_CHARS] if lines else ""
-    if done.stdout[4:5] == _SFTP_ANSWER:
+    if done.stdout[4:5] == _SFTP_ANSWER or "sftp connections only" in said:
         what = "sshd's ForceCommand internal-sftp lets it only move files"
         hint = "exempt it from ForceCommand in sshd_config, or log in as another user"
     elif "not available" in said:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -23,6 +25,8 @@ from fedctl.transport.base import describe, remaining_s
 DEFAULT_PORT = 22
 _CIPHER = "aes128-gcm@openssh.com"  # hardware-supported nearly everywhere, and needs no separate MAC
 _KEEPALIVE_S = (15, 5, 3)  # idle, interval, probes: a device that vanished is noticed within 30 s
+_NO_BANNER = "Error reading SSH protocol banner"  # paramiko, when the server hangs up at once
+_TRIES, _PAUSE_S = 3, 0.4  # for a server that does so
 _MOST_HANDSHAKES = 8  # unfinished ones with one server
 _RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 
@@ -98,25 +102,39 @@ def connect(
         UnreachableError: Nothing that speaks SSH answered in time.
         TrustError: Whatever `opener` raises, e.g. of a jump host.
     """
+    tries = _TRIES
+    while True:
+        transport = _open(host, port, opener or _tcp, deadline, f"{kind} {device}", device)
+        try:
+            _negotiate(transport, key_types, deadline)
+        except Exception as error:
+            dropped = _NO_BANNER in str(error) and time.monotonic() + _PAUSE_S < deadline
+            transport.close()
+            tries -= 1
+            if dropped and tries:  # perhaps by MaxStartups: other people log in there, too
+                time.sleep(_PAUSE_S * (0.5 + random.random()))  # noqa: S311 - spreads load, hides nothing
+                continue
+            raise UnreachableError(
+                f"{kind} {device}: what answers at {host} port {port} ended the SSH handshake: "
+                f"{describe(error)}",
+                subject=device,
+            ) from error
+        return transport
+
+
+def _open(
+    host: str, port: int, opener: Opener, deadline: float, who: str, subject: str
+) -> paramiko.Transport:
     link = None
     try:
-        link = (opener or _tcp)(host, port, deadline)
-        transport = paramiko.Transport(link)
+        link = opener(host, port, deadline)
+        return paramiko.Transport(link)
     except (OSError, paramiko.SSHException) as error:
         if link is not None:
             link.close()
         raise UnreachableError(
-            f"{kind} {device} could not be reached at {host} port {port}: {describe(error)}", subject=device
+            f"{who} could not be reached at {host} port {port}: {describe(error)}", subject=subject
         ) from error
-    try:
-        _negotiate(transport, key_types, deadline)
-    except Exception as error:
-        transport.close()
-        raise UnreachableError(
-            f"{kind} {device}: what answers at {host} port {port} ended the SSH handshake: {describe(error)}",
-            subject=device,
-        ) from error
-    return transport
 
 
 def log_in(transport: paramiko.Transport, user: str, key: paramiko.PKey, *, deadline: float) -> LoginAnswer:

@@ -197,6 +197,33 @@ def test_the_agent_s_other_keys_are_tried(
         assert session.run("true").code == 0
 
 
+def test_another_ssh_agent_than_the_environment_s(
+    person: Person, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The encrypted key's public half is in no file of its own: it is read from the private one."""
+    key = person.bed.authorize(None, passphrase="secret")
+    key.with_suffix(".pub").unlink()
+    with ssh_agent(key, "secret", tmp_path, monkeypatch):
+        monkeypatch.delenv("SSH_AUTH_SOCK")
+        person.configure(f"IdentityAgent {key.with_suffix('.agent')}", key=key)
+        with person.log_in() as session:
+            assert session.run("true").code == 0
+        monkeypatch.setenv("SSH_AUTH_SOCK", "")
+    with pytest.raises(TrustError, match=r"the ssh-agent .* does not answer"):
+        person.log_in()
+
+
+def test_an_identity_file_may_be_the_public_half(
+    person: Person, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = person.bed.authorize(None, passphrase="secret")
+    with ssh_agent(key, "secret", tmp_path, monkeypatch):
+        public = key.rename(tmp_path / "elsewhere") and key.with_suffix(".pub")
+        person.configure(key=public)
+        with person.log_in() as session:
+            assert session.run("true").code == 0
+
+
 class ssh_agent:  # noqa: N801 - a context manager
     """A running ssh-agent that holds one key."""
 
@@ -218,7 +245,7 @@ class ssh_agent:  # noqa: N801 - a context manager
         subprocess.run(["ssh-add", "-q", str(self._key)], env=environment, check=True, capture_output=True)
 
     def __exit__(self, *_: object) -> None:
-        self._monkeypatch.delenv("SSH_AUTH_SOCK")
+        self._monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
         self._process.terminate()
         self._process.wait()
 
