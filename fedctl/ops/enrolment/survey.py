@@ -196,7 +196,7 @@ def probe_device(shell: DeviceShell, *, place: str | None = None) -> Probe:
     if not found.libc.startswith("glibc "):
         raise DeviceError(
             f"device {shell.device} has {found.libc or 'an unknown C library'}; wheels need glibc",
-            hint="the binary packages that the agent needs are built for glibc: "
+            hint="fedctl brings the agent's packages as wheels for glibc, and is tested with that only: "
             "use a system with it, e.g. Debian, Raspberry Pi OS, Fedora or a Yocto image",
             subject=shell.device,
             exit_code=ExitCode.CONFIG,

@@ -162,5 +162,5 @@ def test_musl_is_refused_with_the_reason(store: Store, home: Home, board: Board,
     with pytest.raises(DeviceError, match="has musl; wheels need glibc") as error:
         add(store, home, board)
     assert (error.value.code, error.value.exit_code) == ("libc", ExitCode.CONFIG)
-    assert "built for glibc" in error.value.hint
+    assert "wheels for glibc" in error.value.hint
     assert board.listing() == before
