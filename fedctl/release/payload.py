@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import io
 import marshal
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fedctl.core.errors import ConfigError
 PACKAGES = ("fedctl_agent", "fedctl_graph", "fedctl_wire")
 BYTECODE_MAGIC = importlib.util.MAGIC_NUMBER.hex()  # same on both sides: same byte code
 
+_ONE_COMPILER = threading.Lock()  # of many devices that are added at once, the first compiles for all
 _UNCHECKED_HASH = (1).to_bytes(4, "little")  # PEP 552: hash-based, not checked
 _MARSHAL_VERSION = 2  # later ones record reference counts and so differ from run to run
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip file can hold
@@ -63,8 +65,11 @@ def wheel_bytecode(wheel: Path, cache_tag: str, cache: Path) -> bytes:
         ConfigError: When the wheel is no readable zip file, or the cache cannot be written.
     """
     cached = cache / f"{wheel.name}.{cache_tag}.zip"
-    if cached.is_file():
-        return cached.read_bytes()
+    with _ONE_COMPILER:
+        return cached.read_bytes() if cached.is_file() else _compile_wheel(wheel, cache_tag, cached)
+
+
+def _compile_wheel(wheel: Path, cache_tag: str, cached: Path) -> bytes:
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = sorted(name for name in archive.namelist() if _worth_compiling(name))
@@ -73,7 +78,7 @@ def wheel_bytecode(wheel: Path, cache_tag: str, cache: Path) -> bytes:
         raise ConfigError(
             f"cannot read {wheel}: {error}", hint="delete it and try again", subject=str(wheel)
         ) from error
-    make_directory(cache)
+    make_directory(cached.parent)
     write_file(cached, data)
     return data
 

@@ -6,10 +6,12 @@ sent. Only binary wheels are taken: nothing is built, and nothing of a package r
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ NEEDED: Mapping[str, str] = {"psutil": "5.9", "numpy": "1.24", "cryptography": "
 _COMPANIONS: Mapping[str, tuple[str, ...]] = {"cryptography": ("cffi", "pycparser")}
 _OLDEST_GLIBC_MINOR = {"x86_64": 5, "i686": 5}  # of manylinux tags; 17 on every other architecture
 _LEGACY_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+_ONE_PIP = threading.Lock()  # of many devices that are added at once, the first fetches for all
 _PIP_DEADLINE_S = 900.0
 
 
@@ -89,16 +92,19 @@ def fetch(
         ConfigError: When a directory cannot be used.
     """
     if offline is not None:
-        return _from_directory(distributions, platform, offline)
+        with _ONE_PIP:
+            return _from_directory(tuple(distributions), platform, offline)
     directory = cache / platform.label
     make_directory(directory)
-    absent = [name for name in distributions if _cached(directory, name) is None]
-    if absent:
-        _download(absent, platform, directory)
+    with _ONE_PIP:
+        absent = [name for name in distributions if _cached(directory, name) is None]
+        if absent:
+            _download(absent, platform, directory)
     return tuple(_require(directory, name, platform) for name in distributions)
 
 
-def _from_directory(distributions: Sequence[str], platform: Platform, directory: Path) -> tuple[Path, ...]:
+@functools.cache
+def _from_directory(distributions: tuple[str, ...], platform: Platform, directory: Path) -> tuple[Path, ...]:
     if not directory.is_dir():
         raise ConfigError(f"--wheels {directory} is no directory", subject=str(directory))
     with tempfile.TemporaryDirectory(prefix="fedctl-wheels-") as chosen:
