@@ -145,6 +145,7 @@ class AgentClient:
         *,
         activate: bool,
         unseen: Collection[str] = (),
+        before_upload: Callable[[], object] | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> ModelInstalled:
         """Install the bundle in `directory`, uploading what the device lacks.
@@ -155,6 +156,8 @@ class AgentClient:
             directory: Holds `manifest.dsse` and the files it lists.
             activate: Make it the active version of the model.
             unseen: Hashes of files that the device cannot have: they are sent without asking first.
+            before_upload: Called once when the device lacks files that it has to be sent, which what
+                this raises prevents: the place to ask whether it wants the model at all.
             on_bytes: Told the number of bytes of each block that was handed to the connection.
 
         Raises:
@@ -168,6 +171,8 @@ class AgentClient:
         installed = self.put_model(source.envelope, name, version, activate=activate)
         if not installed.missing:
             return installed
+        if before_upload is not None:
+            before_upload()
         for blob in installed.missing:
             block = source.file_of(blob.sha256, self.device)
             send_blob(self._exchange, self.device, block, blob.offset, self._timeout_s, on_bytes)

@@ -17,6 +17,7 @@ from fedctl_wire.limits import LIMITS
 from fedctl_wire.manifest import BUNDLE_FILES, MANIFEST_FILE, BundleFile, Manifest, TensorSpec
 from fedctl_wire.messages import (
     EnrolmentRequest,
+    ErrorBody,
     MissingBlob,
     ModelInstalled,
     TaskKind,
@@ -135,6 +136,30 @@ def test_what_the_device_holds_is_not_sent_again(agent: FakeAgent, client: Agent
     agent.requests.clear()
     assert client.push_bundle(bundle, activate=True).active
     assert [method for method, _ in agent.requests] == ["PUT"]
+
+
+def test_before_an_upload_the_device_may_say_no(agent: FakeAgent, client: AgentClient, bundle: Path) -> None:
+    asked: list[int] = []
+
+    def no() -> None:
+        asked.append(len(agent.requests))
+        raise RefusedError("it does not fit", code="schema")
+
+    with pytest.raises(RefusedError, match="it does not fit"):
+        client.push_bundle(bundle, activate=True, before_upload=no)
+    assert asked == [1]
+    assert [method for method, _ in agent.requests] == ["PUT"]  # no byte of a file
+    client.push_bundle(bundle, activate=True)
+    assert client.push_bundle(bundle, activate=True, before_upload=no).active  # nothing to be sent
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("code", ["schema", "no_source", "policy"])
+def test_a_device_s_own_no_is_a_refusal(agent: FakeAgent, client: AgentClient, code: str) -> None:
+    agent.answers["/health"] = (403, {}, encode(ErrorBody(code, "not with me")))
+    with pytest.raises(RefusedError, match="watch-1: not with me") as caught:
+        client.health()
+    assert caught.value.code == code
 
 
 def test_a_file_that_the_device_cannot_have_is_sent_unasked(
