@@ -165,7 +165,7 @@ class Installation:
         if not self.found.enrolled:
             undo.add("the agent still runs", lambda: self._service("stop"))
         started = self.start(restart=not self.up_to_date)
-        return Outcome((*done, *started.done), started.verdict, started.service)
+        return Outcome((*done, *started.done), started.verdict + self._closed_data(), started.service)
 
     def put(self, home: Home, undo: Undo, offline: Path | None, observer: Observer) -> list[str]:
         """Put this version on the device, and the account that it runs as; what runs there runs on."""
@@ -215,6 +215,14 @@ class Installation:
         undo.add(f"the account {ACCOUNT}", lambda: self.work.call(account, "undo", **who, **did))
         made = [f"made the account {ACCOUNT}"] if did["made"] else []
         return [*made, *([f"let {login} into the group {ACCOUNT}"] if did["joined"] else [])]
+
+    def _closed_data(self) -> str:
+        """Says which data the system's agent cannot read: its account is not the login's."""
+        if not self.places.system:
+            return ""
+        closed = self._files("unreadable", state=self.places.state, owner=ACCOUNT)
+        what = f"; but the account {ACCOUNT} may not read {', '.join(closed)}: give it the right to, "
+        return f"{what}or put the data where it may, e.g. below /srv" if closed else ""
 
     def _unpack(self, parts: list[bytes], undo: Undo, observer: Observer) -> None:
         size = sum(map(len, parts))

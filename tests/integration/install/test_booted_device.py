@@ -73,6 +73,7 @@ def test_an_agent_of_the_system_from_nothing_and_back(
     before = traces(device)
     source = tmp_path / "recorder.toml"
     source.write_text(SOURCE)
+    device.run("mkdir data; chmod 700 .", user=USER)
     result = add(store, home, device, admin, placement="system", source=source)
     assert result.verdict.startswith("systemd keeps it running, also after a reboot (system unit ")
     assert f"let {USER} into the group fedctl" in result.steps
@@ -80,8 +81,12 @@ def test_an_agent_of_the_system_from_nothing_and_back(
     assert_answers(store, home)
     check_placed(device)
     check_unit(device)
+    assert "the account fedctl may not read /home/pi/data" in result.verdict
+    device.run("chmod o+x /home/pi")
     again = add(store, home, device, admin)  # where it is, it stays
     assert (again.changed, again.steps) == (False, ())
+    assert "may not read" not in again.verdict
+    device.run("rmdir data", user=USER)
     device.run("systemctl stop fedctl-agent")
     assert add(store, home, device, admin).steps == ("started the agent",)
     with pytest.raises(Exception, match="has an agent already, in /usr/lib/fedctl-agent"):

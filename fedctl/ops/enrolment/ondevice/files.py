@@ -154,6 +154,18 @@ def add_source(state: str, name: str, text: str, owner: str | None = None) -> bo
     return True
 
 
+def unreadable(state: str, owner: str) -> list[str]:
+    """What the sources name, and is there, but the account `owner` may not read."""
+    found = []
+    for path in _source_data(Path(state)):
+        test = 'test -r "$0" -a -x "$0"' if path.is_dir() else 'test -r "$0"'
+        may = subprocess.run(
+            ["/bin/sh", "-c", test, str(path)], user=owner, group=owner, extra_groups=[], cwd="/", check=False
+        )
+        found += [str(path)] if path.exists() and may.returncode != 0 else []
+    return found
+
+
 # ------------------------------------------------------------------ the login key's line
 
 
