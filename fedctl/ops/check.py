@@ -16,7 +16,7 @@ import fedctl
 from fedctl.core import check_verdicts as verdicts
 from fedctl.core.check_verdicts import Finding, Verdict
 from fedctl.core.clock import SYSTEM_CLOCK
-from fedctl.core.errors import DeviceError, FedctlError, TrustError, UnreachableError
+from fedctl.core.errors import ConfigError, DeviceError, FedctlError, TrustError, UnreachableError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device, Fleet
@@ -56,6 +56,7 @@ _STEPS = {  # by an error's code: the step that it ends
     "old_tls": "tls",
     "identity": "tls",
     "client_certificate": "certificate",
+    "no_certificate": "certificate",
 }
 _PHRASES = (  # of errors of the connection, which have one code
     (" is behind ", "jump"),
@@ -226,7 +227,7 @@ class _Walk:
     def _end(self, way: Sequence[str], error: FedctlError) -> None:
         """Say which step an error ends; those before it went well."""
         step = _step_of(error, way, {finding.check for finding in self.findings})
-        if step in way:
+        if step in way and not isinstance(error, ConfigError):  # of this machine: nothing was tried
             self._pass(way[: way.index(step)])
         self.error = error
         hint = error.hint or _HINTS.get(step, _HINTS[""]).format(name=self.device.name, url=self._admin_url)
