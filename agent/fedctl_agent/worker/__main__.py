@@ -79,6 +79,7 @@ def load_trainers() -> Callable[[JobContext], Outcome]:
 def _warm() -> None:
     """Fill what is filled at first use and kept: each job would do so anew, in memory of its own."""
     "".encode("cp437")
+    b"".decode("utf-8-sig")
     for message in (Progress(), Evaluation(0, 0.0, 0, ((0, 0, 0),))):
         encode(message)
 
