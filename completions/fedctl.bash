@@ -17,14 +17,24 @@ _fedctl_level() {
             valued="--root-key=files -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             ;;
         "devices")
-            words="add list show label note maintenance ping remove"
+            words="add upgrade rekey list show label note maintenance ping check remove"
             flags="-o --output -q --quiet -v --verbose --help"
             valued="-o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             ;;
         "devices add")
-            flags="-l --label --note --source --wheels --accept-host-key -F --ssh-config --root-key --dry-run -o --output -q --quiet -v --verbose --help"
-            valued="-l=labels --label=labels --note=none --source=files --wheels=directories --accept-host-key=none -F=files --ssh-config=files --root-key=files -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
+            flags="-f --file -l --label --note --source --token-file --accept-host-key --via --system --user --wheels -F --ssh-config --root-key --dry-run --parallel -o --output -q --quiet -v --verbose --help"
+            valued="-f=files --file=files -l=labels --label=labels --note=none --source=files --token-file=files --accept-host-key=none --via=words:ssh:// --wheels=directories -F=files --ssh-config=files --root-key=files --parallel=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             places="none words:ssh://,https://,unix://"
+            ;;
+        "devices upgrade")
+            flags="-l --label --limit --wheels --reinstall --via -F --ssh-config --timeout --parallel -o --output -q --quiet -v --verbose --help"
+            valued="-l=labels --label=labels --limit=none --wheels=directories --via=words:ssh:// -F=files --ssh-config=files --timeout=none --parallel=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
+            places="devices..."
+            ;;
+        "devices rekey")
+            flags="-l --label --limit --via --new-key --accept-host-key -F --ssh-config --parallel --dry-run -o --output -q --quiet -v --verbose --help"
+            valued="-l=labels --label=labels --limit=none --via=words:ssh:// --accept-host-key=none -F=files --ssh-config=files --parallel=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
+            places="devices..."
             ;;
         "devices list")
             flags="-l --label --limit -o --output -q --quiet -v --verbose --help"
@@ -39,7 +49,7 @@ _fedctl_level() {
         "devices label")
             flags="-l --label --limit -o --output -q --quiet -v --verbose --help"
             valued="-l=labels --label=labels --limit=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
-            places="devices+changes..."
+            places="devices+labels..."
             ;;
         "devices note")
             flags="-o --output -q --quiet -v --verbose --help"
@@ -56,6 +66,11 @@ _fedctl_level() {
             valued="-l=labels --label=labels --limit=none --timeout=none --parallel=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             places="devices..."
             ;;
+        "devices check")
+            flags="-l --label --limit --timeout --parallel -o --output -q --quiet -v --verbose --help"
+            valued="-l=labels --label=labels --limit=none --timeout=none --parallel=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
+            places="devices..."
+            ;;
         "devices remove")
             flags="-l --label --limit --accept-host-key -F --ssh-config --root-key --purge --forget -y --yes -o --output -q --quiet -v --verbose --help"
             valued="-l=labels --label=labels --limit=none --accept-host-key=none -F=files --ssh-config=files --root-key=files -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
@@ -68,7 +83,7 @@ _fedctl_level() {
             ;;
         "model create")
             flags="--builder --input --classes --hidden --channels --kernel --pool --scale --seed --local-epochs --batch-size --lr --optimizer --momentum --weight-decay --proximal-mu --max-gradient-norm --class-weights --max-examples -o --output -q --quiet -v --verbose --help"
-            valued="--builder=words:logreg,mlp,cnn --input=none --classes=none --hidden=none --channels=none --kernel=none --pool=none --scale=words:standard,none --seed=none --local-epochs=none --batch-size=none --lr=none --optimizer=words:sgd,adam --momentum=none --weight-decay=none --proximal-mu=none --max-gradient-norm=none --class-weights=none --max-examples=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
+            valued="--builder=words:logreg,mlp,cnn --input=none --classes=none --hidden=none --channels=none --kernel=none --pool=none --scale=words:standard,none --seed=none --local-epochs=none --batch-size=none --lr=none --optimizer=words:sgd,adam --momentum=none --weight-decay=none --proximal-mu=none --max-gradient-norm=none --class-weights=words:none,balanced --max-examples=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             places="none"
             ;;
         "model list")
@@ -102,7 +117,7 @@ _fedctl_level() {
             ;;
         "round start")
             flags="-l --label --limit --rounds --skip-if-running --strict --until --quorum --deadline --tolerance --seed --max-update-norm --local-epochs --batch-size --lr --optimizer --momentum --weight-decay --proximal-mu --max-gradient-norm --class-weights --max-examples -o --output -q --quiet -v --verbose --help"
-            valued="-l=labels --label=labels --limit=none --rounds=none --until=none --quorum=none --deadline=none --tolerance=none --seed=none --max-update-norm=none --local-epochs=none --batch-size=none --lr=none --optimizer=words:sgd,adam --momentum=none --weight-decay=none --proximal-mu=none --max-gradient-norm=none --class-weights=none --max-examples=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
+            valued="-l=labels --label=labels --limit=none --rounds=none --until=none --quorum=none --deadline=none --tolerance=none --seed=none --max-update-norm=none --local-epochs=none --batch-size=none --lr=none --optimizer=words:sgd,adam --momentum=none --weight-decay=none --proximal-mu=none --max-gradient-norm=none --class-weights=words:none,balanced --max-examples=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             places="model-names devices..."
             ;;
         "round list")
@@ -137,7 +152,7 @@ _fedctl_level() {
             ;;
         "data check")
             flags="-l --label --limit --model --source --timeout --parallel -o --output -q --quiet -v --verbose --help"
-            valued="-l=labels --label=labels --limit=none --model=none --source=files --timeout=none --parallel=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
+            valued="-l=labels --label=labels --limit=none --model=models --source=files --timeout=none --parallel=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             places="devices..."
             ;;
         "demo")

@@ -30,8 +30,9 @@ _KINDS = {
     "NAMES": "devices",
     "NAME": "devices",
     "DEVICE": "devices",
-    "CHANGES": "changes",
+    "CHANGES": "labels",
     "MODEL": "models",
+    "NAME[@VERSION]": "models",
     "ROUND": "rounds",
     "KEY=VALUE": "labels",
     "CONDITIONS": "labels",
@@ -43,6 +44,9 @@ _KINDS = {
 _OWN_KINDS = {  # where the same word means something else: (path of the command, word)
     ("devices add", "NAME"): "none",  # a new one
     ("devices add", "URL"): "words:ssh://,https://,unix://",
+    ("devices upgrade", "--via"): "words:ssh://",
+    ("devices rekey", "--via"): "words:ssh://",
+    ("devices add", "--via"): "words:ssh://",
     ("model create", "NAME"): "none",
     ("model create", "--builder"): "words:" + ",".join(BUILDERS),
     ("round list", "MODEL"): "model-names",
@@ -122,8 +126,9 @@ def _kind(parameter: Any, path: str, words: Sequence[str]) -> str:
     if choices:
         return "words:" + ",".join(str(getattr(choice, "value", choice)) for choice in choices)
     parts = words[-1].split("|")
-    if len(parts) > 1 and all(part.islower() for part in parts):
-        return f"words:{','.join(parts)}"
+    spelt = [part for part in parts if part.islower()]  # the others stand for something
+    if spelt and len(parts) > 1:
+        return f"words:{','.join(spelt)}"
     return next((_KINDS[part] for part in parts if part in _KINDS), "none")
 
 

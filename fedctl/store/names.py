@@ -78,17 +78,11 @@ def _labels(connection: sqlite3.Connection, prefix: str) -> Names:
     return [(f"{first}{comma}{name}", about) for name, about in found]
 
 
-def _changes(connection: sqlite3.Connection, prefix: str) -> Names:
-    """What `devices label` takes: devices, then labels."""
-    return _devices(connection, prefix) + connection.execute(_LABELS).fetchall()
-
-
 _QUERIES: dict[str, Callable[[sqlite3.Connection, str], Names]] = {
     "devices": _devices,
     "models": _models,
     "model-names": _model_names,
     "rounds": _rounds,
     "labels": _labels,
-    "changes": _changes,
 }
 KINDS = frozenset(_QUERIES)

@@ -102,7 +102,6 @@ def test_bash_says_nothing_against_its_file() -> None:
         ("labels", "", ["ward=3", "ward=4"]),
         ("labels", "ward!", ["ward!=3", "ward!=4"]),
         ("labels", "role=train,ward=4", ["role=train,ward=4"]),
-        ("changes", "", ["a", "b", "ward=3", "ward=4"]),
         ("nonsense", "", []),
     ],
 )
