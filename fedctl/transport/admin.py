@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from fedctl.core.errors import DeviceError, ExitCode, FedctlError, UnreachableError, UsageError
 from fedctl.transport.base import DEFAULT_TIMEOUT_S, Endpoint, describe, remaining_s
+from fedctl_wire.codec import Json
 
 if TYPE_CHECKING:
     import paramiko
@@ -125,6 +126,7 @@ def open_admin(  # noqa: PLR0913 - what a person can say about a login
     login_key: Path | None = None,
     device: str = "",
     pinned: str | None = None,
+    facts: Mapping[str, Json] | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> AdminSession:
     """Log in on a device with the person's own keys.
@@ -138,6 +140,7 @@ def open_admin(  # noqa: PLR0913 - what a person can say about a login
         login_key: The fleet's login key, which a jump host may know beside the person's own.
         device: Named in errors; the host where it has no name yet.
         pinned: The host key of the device's enrolment, `type base64`; trusted unless another is accepted.
+        facts: What the device's row says, of the jump hosts on the way among other things.
         timeout_s: For connection and login.
 
     Raises:
@@ -147,7 +150,7 @@ def open_admin(  # noqa: PLR0913 - what a person can say about a login
         TrustError: Its host key is unknown, changed or revoked, or no key was accepted for the login.
     """
     from fedctl.transport.hostkeys import KnownHosts, check_host_key
-    from fedctl.transport.jump import JUMP_HOSTS, route_to
+    from fedctl.transport.jump import JUMP_HOSTS, Route, route_to
     from fedctl.transport.login import log_in_as_person
     from fedctl.transport.sshconfig import resolve
     from fedctl.transport.sshlink import HANDSHAKES, connect, host_key_of
@@ -161,7 +164,8 @@ def open_admin(  # noqa: PLR0913 - what a person can say about a login
     host = target.hostname
     known = KnownHosts.read(target.known_hosts, target.known_as, target.port)
     key_types = [pinned.split(" ", 1)[0]] if pinned else known.key_types
-    route = route_to(target, ssh_config)
+    remembered = Route.from_facts(facts or {})
+    route = route_to(target, ssh_config).remembering(remembered)
     through = partial(JUMP_HOSTS.open, route, device=device or host, login_key=login_key, ask=ask)
     link = None
     try:
@@ -184,7 +188,8 @@ def open_admin(  # noqa: PLR0913 - what a person can say about a login
         if isinstance(error, FedctlError) or not isinstance(error, Exception):
             raise
         raise UnreachableError(f"login on {host} broke off: {describe(error)}", subject=host) from error
-    return AdminSession(link, target, own, shown, JUMP_HOSTS.seen(route_to(own, ssh_config)))
+    own_route = route_to(own, ssh_config).remembering(remembered)
+    return AdminSession(link, target, own, shown, JUMP_HOSTS.seen(own_route))
 
 
 class _TooMuchOutputError(Exception):
@@ -224,7 +229,8 @@ def _open_session(link: paramiko.Transport, deadline: float) -> paramiko.Channel
 
 def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
     try:
-        channel.sendall(stdin)
+        for start in range(0, len(stdin), _BLOCK_BYTES):  # paramiko copies what is left with each packet
+            channel.sendall(stdin[start : start + _BLOCK_BYTES])
         channel.shutdown_write()
     except (OSError, EOFError):
         return  # the command ended without reading it all; its exit code says why

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedctl.transport.sshconfig import SshTarget
 
 _MOST_HOPS = 8  # of a route; more is a loop in the configuration
-_FAILURE_LASTS_S = 5.0  # so long others share a failed login instead of trying themselves
+_FAILURE_LASTS_S = 5.0  # so long others share a refused login instead of trying themselves
 _NOWHERE = ("127.0.0.1", 0)  # where a forwarded connection comes from; sshd only logs it
 _PROHIBITED, _CONNECT_FAILED = 1, 2  # RFC 4254, section 5.1
 
@@ -61,6 +61,12 @@ class Route:
         hops: list[Json] = [{"url": hop.url, "host_key": hop.host_key} for hop in self.hops]
         config = str(self.ssh_config.absolute()) if self.ssh_config is not None and hops else None
         return {"jump": hops, "ssh_config": config}
+
+    def remembering(self, before: Route) -> Route:
+        """This route with the host keys that the same jump hosts had before."""
+        keys = {hop.url: hop.host_key for hop in before.hops}
+        hops = tuple(Hop(hop.url, hop.host_key or keys.get(hop.url, "")) for hop in self.hops)
+        return Route(hops, self.ssh_config)
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Json]) -> Route:
@@ -109,6 +115,11 @@ class _Connection:
     host_key: str = ""
     failure: FedctlError | None = None
     failed_at: float = 0.0  # instant of time.monotonic()
+
+    @property
+    def lasts_s(self) -> float:
+        """How long after the failure it still holds: a host that was away may be back at once."""
+        return 0.0 if isinstance(self.failure, UnreachableError) else _FAILURE_LASTS_S
 
 
 class JumpHosts:
@@ -181,7 +192,7 @@ class JumpHosts:
         try:
             if connection.link is not None and connection.link.is_active():
                 return connection.link
-            if connection.failure is not None and asked_at < connection.failed_at + _FAILURE_LASTS_S:
+            if connection.failure is not None and asked_at < connection.failed_at + connection.lasts_s:
                 raise connection.failure  # of the same login, which others need not repeat
             connection.failure = None
             connection.link, connection.host_key = self._log_in(route, count, deadline, login_key, ask)

@@ -142,6 +142,7 @@ class Addition:
     def over_ssh(self, admin: AdminLogin, wheels: Path | None, placement: Placement = "auto") -> AddResult:
         """Install the agent where it is missing, start it, enrol it; a failure takes all of it back."""
         self.observer(DeviceProgress(self.name, "connecting"))
+        earlier = self._earlier()
         with open_admin(
             self.endpoint,
             via=Endpoint.parse(admin.via) if admin.via else None,
@@ -150,7 +151,8 @@ class Addition:
             ask=admin.ask,
             login_key=login_path(self.home),
             device=self.name,
-            pinned=self._pinned(),
+            pinned=earlier.host_key if earlier else None,
+            facts=earlier.facts if earlier else None,
         ) as session:
             existing = check_free(self.store, self.name, session.endpoint.url)
             _check_host_key(existing, session)
@@ -168,12 +170,12 @@ class Addition:
             installation.tidy()
             return result
 
-    def _pinned(self) -> str | None:
-        """The host key of the earlier enrolment under this name and address, as typed or as resolved."""
+    def _earlier(self) -> Device | None:
+        """The earlier enrolment under this name and address, as typed or as resolved."""
         for device in self.store.devices():
             typed_before = device.facts.get("admin_url")
             if device.name == self.name and self.endpoint.url in {device.url, typed_before}:
-                return device.host_key
+                return device
         return None
 
     def _foresee(self, installation: Installation, existing: Device | None, url: str) -> AddResult:

@@ -34,6 +34,7 @@ def visit(device: Device, admin: AdminLogin, *, set_up_anew: bool = False) -> It
         ask=admin.ask,
         device=device.name,
         pinned=device.host_key,
+        facts=device.facts,
     ) as session:
         if session.host_key != device.host_key and not (set_up_anew and admin.accept_host_key):
             raise TrustError(
