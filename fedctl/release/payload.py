@@ -7,6 +7,7 @@ neither compiles nor compares time stamps, which it could not trust after a star
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -38,6 +39,7 @@ class Payload:
     archive: bytes  # zip, to be unpacked on sys.path
 
 
+@functools.cache  # one command installs many devices
 def build_payload(cache_tag: str | None = None) -> Payload:
     """Collect the agent's packages; with `cache_tag` ("cpython-311") their byte code too.
 

@@ -215,8 +215,10 @@ def probe_device(shell: DeviceShell, *, place: str | None = None) -> Probe:
 
 def inspect(login: DeviceShell, site: Site, key_line: str) -> Found:
     """Ask the device what earlier runs left there."""
-    places = site.places
-    found = site.shell.call(files, "inspect", launcher=places.launcher, state=places.state)
+    where: dict[str, Json] = {"launcher": site.places.launcher, "state": site.places.state}
+    if site.shell is login:
+        return from_json(Found, login.call(files, "inspect", **where, key_line=key_line))
+    found = site.shell.call(files, "inspect", **where)
     return from_json(Found, {**found, **login.call(files, "inspect_key", line=key_line)})
 
 

@@ -62,7 +62,7 @@ def new_agent(monkeypatch: pytest.MonkeyPatch, module: str, text: str, *, same_n
             yield name, data + b"\n" + text.encode() if name == module else data
 
     def build(tag: str | None = None) -> payload.Payload:
-        built = payload.build_payload(tag)
+        built = payload.build_payload.__wrapped__(tag)
         return replace(built, digest=before) if same_name else built
 
     monkeypatch.setattr(payload, "_sources", changed)

@@ -60,6 +60,7 @@ def test_the_unpacked_agent_runs_from_its_byte_code_alone(tmp_path: Path) -> Non
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload.build_payload.cache_clear()
     monkeypatch.setattr(payload, "PACKAGES", ("fedctl_nowhere",))
     with pytest.raises(ConfigError, match="fedctl_nowhere"):
         payload.build_payload()

@@ -27,10 +27,11 @@ _TRUST_FILES = (
 )
 
 
-def inspect(launcher: str, state: str) -> dict[str, Any]:
-    """What an earlier run left: the launcher's text, what the state directory holds."""
+def inspect(launcher: str, state: str, key_line: str | None = None) -> dict[str, Any]:
+    """What an earlier run left: the launcher's text, what the state directory holds, a line's fate."""
     directory = Path(state)
     return {
+        **(inspect_key(key_line) if key_line else {}),
         "launcher": _read(Path(launcher)),
         "state": directory.exists(),
         "enrolled": (directory / "identity/root.json").exists(),
