@@ -153,7 +153,7 @@ def _choose(device: str, facts: Probe, wanted: Placement) -> Places:
     if there and wanted not in there:
         raise UsageError(
             f"device {device} has an agent already, in {places[there[0]].prefix}",
-            hint=f"leave out --{wanted}, or first: fedctl devices remove {device}",
+            hint=f"leave out --{wanted}; to move it, remove the device from its fleet first and add it again",
             subject=device,
             code="placement",
         )
