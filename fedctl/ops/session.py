@@ -107,6 +107,7 @@ class FleetSession:
         *,
         activate: bool,
         newborn: bool = False,
+        offer: Callable[[], object] | None = None,
         on_bytes: Callable[[int], None] | None = None,
     ) -> ModelInstalled:
         """Bring a bundle into one of the device's slots, to be recorded by `record_deployments`.
@@ -118,6 +119,7 @@ class FleetSession:
             bundle: What to install.
             activate: Make it the active version of the model.
             newborn: It was made by this command, so the device has none of the files that are new in it.
+            offer: Called before files are sent; what it raises keeps them from being.
             on_bytes: Told the size of each block that was sent.
         """
         held = self._held.get(client.device, {})
@@ -128,7 +130,11 @@ class FleetSession:
         if newborn and held:
             unseen = _files(bundle).difference(*(_files(known.bundle) for known in held.values()))
         installed = client.push_bundle(
-            bundle.directory, activate=activate, unseen=sorted(unseen), on_bytes=on_bytes
+            bundle.directory,
+            activate=activate,
+            unseen=sorted(unseen),
+            before_upload=offer,
+            on_bytes=on_bytes,
         )
         self._hold(client.device, bundle, installed)
         if installed.slot is not None:

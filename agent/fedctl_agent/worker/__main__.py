@@ -62,6 +62,7 @@ def load_trainers() -> Callable[[JobContext], Outcome]:
         "encodings.cp437",  # of the names in a .npz file
         "cryptography.hazmat.primitives.serialization",  # the identity key is a PEM file
         "numpy.random",  # NumPy itself loads it late
+        "fedctl_agent.sources.csv_table",
         "fedctl_agent.sources.npz",
         "fedctl_agent.trainers.evaluate",
         "fedctl_agent.trainers.golden",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -92,6 +93,18 @@ def carry_out(
         wait_s = min(POLL_S, left_s)
         status = client.task(assignment.task_id, wait_s=wait_s, seen=status.progress.seq)
     return status
+
+
+def offer(client: AgentClient, assignment: Assignment) -> None:
+    """Ask a device that lacks the model whether it would do the task, before the model is sent.
+
+    Raises:
+        RefusedError: Its policy does not allow it, or its data do not fit.
+        TrustError: It does not believe the plan.
+        UnreachableError: The connection was lost.
+    """
+    with contextlib.suppress(DeviceError):  # it would: all that it misses is the model
+        client.put_task(assignment.request())
 
 
 def verified_result(assignment: Assignment, status: TaskStatus) -> Result:

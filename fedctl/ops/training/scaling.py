@@ -20,7 +20,7 @@ from fedctl.ops.fleet import actor
 from fedctl.ops.models import version_row
 from fedctl.ops.session import RELEASED, FleetSession
 from fedctl.ops.training.errand import errand_plan
-from fedctl.ops.training.exchange import Assignment, carry_out, verified_result
+from fedctl.ops.training.exchange import Assignment, carry_out, offer, verified_result
 from fedctl.release.bundle import Bundle, next_version
 from fedctl.transport import retrying, sweep
 from fedctl_wire.messages import TaskKind
@@ -102,8 +102,8 @@ def _ask_once(errand: _Errand, device: Device) -> Path:
     session = errand.session
     try:
         client = session.client(device)
-        session.install(client, errand.base, activate=True)
         assignment = Assignment(device, TaskKind.STATS, errand.round, 1, errand.plan, errand.base.sha256)
+        session.install(client, errand.base, activate=True, offer=lambda: offer(client, assignment))
         task = Task(assignment.task_id, None, device.name, TaskKind.STATS.value, 1, "sent")
         session.errands.add(task.task_id)
         session.store.put_task(task)

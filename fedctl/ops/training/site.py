@@ -21,7 +21,7 @@ from fedctl.core.progress import DeviceProgress
 from fedctl.core.records import Device
 from fedctl.core.round_records import Round, Stage, Task
 from fedctl.ops.session import RELEASED, FleetSession
-from fedctl.ops.training.exchange import Assignment, StoppedError, carry_out, verified_result
+from fedctl.ops.training.exchange import Assignment, StoppedError, carry_out, offer, verified_result
 from fedctl.release.bundle import Bundle
 from fedctl.transport import AgentClient, retrying
 from fedctl_wire.codec import to_json
@@ -118,8 +118,8 @@ class Site:
     # ------------------------------------------------------------------ the two tasks
 
     def _train_once(self) -> None:
-        client = self._prepare(self._context.base)
         assignment = self._assignment(TaskKind.TRAIN, self._context.base.sha256)
+        client = self._prepare(assignment)
         self._post(machine.Advanced(self._name, Stage.SENT), self._task(assignment, "sent"))
         status = self._run(client, assignment)
         result = verified_result(assignment, status)
@@ -130,9 +130,9 @@ class Site:
         self._finish(client, assignment, Posted(self._name, machine.Collected(self._name), task, update))
 
     def _evaluate_once(self, candidate: Bundle, *, newborn: bool) -> None:
-        client = self._prepare(self._context.base)
-        self._context.session.install(client, candidate, activate=False, newborn=newborn)
         assignment = self._assignment(TaskKind.EVALUATE, candidate.sha256)
+        client = self._prepare(assignment)
+        self._context.session.install(client, candidate, activate=False, newborn=newborn)
         self._post(machine.Advanced(self._name, Stage.SENT), self._task(assignment, "sent"))
         status = self._run(client, assignment)
         result = verified_result(assignment, status)
@@ -181,11 +181,15 @@ class Site:
                 raise
             work()
 
-    def _prepare(self, base: Bundle) -> AgentClient:
-        """A client of the device, which holds the base and has passed its golden batch."""
+    def _prepare(self, assignment: Assignment) -> AgentClient:
+        """A client of the device, which holds the base and has passed its golden batch.
+
+        A device without the base is asked first whether it would do what it is to be given next.
+        """
+        base = self._context.base
         client = self._context.session.client(self._device)
         self._traffic = (client.traffic.bytes_up, client.traffic.bytes_down)
-        self._context.session.install(client, base, activate=True)
+        self._context.session.install(client, base, activate=True, offer=lambda: offer(client, assignment))
         graph = base.manifest.files[GRAPH_FILE].sha256
         if (self._name, graph) not in self._context.session.passed_golden:
             self._pass_golden(client, base, graph)

@@ -69,6 +69,8 @@ def test_who_fits_trains_and_who_does_not_declines(odd: TestFleet) -> None:
     }  # fmt: skip
     assert devices["dev-4"]["stage"] == "dropped"
     assert "gives 7 features, the model takes 6 features" in devices["dev-4"]["reason"]
+    state = odd.agents["dev-4"].state  # which declined before it was sent a byte of the model
+    assert not [*(state / "models").iterdir(), *(state / "blobs").iterdir()]
     assert devices["dev-3"]["examples"] == 20
     published = np.frombuffer(
         (odd.home.bundle(MODEL, 3) / "weights.safetensors").read_bytes()[-64:], np.float32
