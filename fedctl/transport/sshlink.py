@@ -110,6 +110,7 @@ def connect(
         except Exception as error:
             dropped = _NO_BANNER in str(error) and time.monotonic() + _PAUSE_S < deadline
             transport.close()
+            transport.sock.close()  # a transport that never started leaves it open
             tries -= 1
             if dropped and tries:  # perhaps by MaxStartups: other people log in there, too
                 time.sleep(_PAUSE_S * (0.5 + random.random()))  # noqa: S311 - spreads load, hides nothing
