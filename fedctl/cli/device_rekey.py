@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedctl.cli.command import Verb, session_of
-from fedctl.cli.device_options import HostKey, SshConfig, admin_login
+from fedctl.cli.device_options import HostKey, SshConfig, Via, admin_login
 from fedctl.cli.device_views import error_json, exit_of, reasons, short
 from fedctl.cli.options import Labels, Limit, Names, Parallel, chosen, home, writing
 from fedctl.cli.output import Column, Details, Table, View
@@ -23,10 +23,7 @@ def rekey(  # noqa: PLR0913 - one parameter an option
     *,
     label: Labels = None,
     limit: Limit = None,
-    via: Annotated[
-        str | None,
-        typer.Option("--via", metavar="URL", help="Log in here instead, e.g. ssh://root@HOST; one device."),
-    ] = None,
+    via: Via = None,
     new_key: Annotated[
         bool, typer.Option("--new-key", help="Make a new login key: the old one may be in other hands.")
     ] = False,
@@ -41,8 +38,6 @@ def rekey(  # noqa: PLR0913 - one parameter an option
     written again, and every other line of fedctl's is removed. With --new-key the fleet's key is replaced
     first; devices that are not reached keep the old one until a later rekey. Exit code 3: some failed.
     """
-    from dataclasses import replace
-
     from fedctl.cli.progress import Watcher
     from fedctl.ops.enrolment import rekey as operation
 
@@ -51,7 +46,7 @@ def rekey(  # noqa: PLR0913 - one parameter an option
             store,
             home(),
             chosen(store, names, label, limit),
-            admin=replace(admin_login(ssh_config, accept_host_key, watcher), via=via),
+            admin=admin_login(ssh_config, accept_host_key, watcher, via=via),
             new_key=new_key,
             dry_run=dry_run,
             parallel=parallel,
