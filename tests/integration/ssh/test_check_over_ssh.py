@@ -153,3 +153,15 @@ def test_another_device_at_its_address(watch: Watch, changes: dict[str, str], sa
     result = watch.look(**changes)
     assert said in ended_at(result, "identity").text
     assert code(result) == ExitCode.TRUST
+
+
+def test_a_jump_host_that_is_not_there(watch: Watch, tmp_path: Path) -> None:
+    config = tmp_path / "ssh_config"
+    config.write_text("")
+    nobody = f"ssh://{watch.bed.user}@127.0.0.1:{free_port('127.0.0.1')}"
+    hops = [{"url": nobody, "host_key": watch.bed.host_key}]
+    result = watch.look(facts={"jump": hops, "ssh_config": str(config)})
+    assert result.findings[0].check == "jump"
+    assert result.findings[0].verdict is Verdict.FAILED
+    assert {f.verdict for f in result.findings[1:]} == {Verdict.NOT_REACHED}
+    assert code(result) == ExitCode.UNREACHABLE
