@@ -1,3 +1,3 @@
 """fedctl: fleet management and federated learning for wearables, from one terminal, without a server."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

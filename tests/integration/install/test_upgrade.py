@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedctl import __version__
 from fedctl.cli.device_upgrade import upgraded
 from fedctl.core.errors import ExitCode
 from fedctl.core.home import Home
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.system, pytest.mark.usefixtures("light")]
 
 SOURCE = 'kind = "npz"\npath = "data"\nfeatures = "x"\nlabel = "y"\n'
 SILENT = ("fedctl_agent/daemon/server.py", "import time\ndef serve(*_, **__): time.sleep(600)\n")
-OTHER = ("fedctl_agent/__init__.py", "__version__ = '9.9'\n")
+OTHER = ("fedctl_agent/__init__.py", "__version__ = '9.9'\nRELEASED_AT = '2026-11-24T00:00:00Z'\n")
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_nothing_is_done_where_this_version_runs(
 ) -> None:
     agents, events = {p.pid for p in board.agents()}, len(store.events())
     outcome = run(store, home, board)
-    assert (outcome.error, outcome.steps, outcome.before) == (None, (), "0.1.0")
+    assert (outcome.error, outcome.steps, outcome.before) == (None, (), __version__)
     assert agents <= {p.pid for p in board.agents()}
     assert len(store.events()) == events
     again = run(store, home, board, reinstall=True)
@@ -105,7 +106,7 @@ def test_a_new_agent_keeps_identity_sources_and_membership(
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(SILENT, "did not start within 4 s"), (OTHER, "version 9.9 answers instead of 0.1.0")],
+    [(SILENT, "did not start within 4 s"), (OTHER, f"version 9.9 answers instead of {__version__}")],
 )
 @pytest.mark.parametrize("reinstall", [False, True])
 def test_an_agent_that_does_not_answer_gives_way_to_the_old_one(
@@ -126,7 +127,7 @@ def test_an_agent_that_does_not_answer_gives_way_to_the_old_one(
     assert outcome.error is not None
     assert outcome.error.code == "rolled_back"
     assert reason in outcome.error.message
-    assert "version 0.1.0 was put back and answers" in outcome.error.message
+    assert f"version {__version__} was put back and answers" in outcome.error.message
     assert "left behind" not in outcome.error.hint
     assert (board.prefix / "bin/fedctl-agent").read_text() == launcher
     assert sorted(p.name for p in (board.prefix / "versions").iterdir()) == trees
@@ -148,7 +149,7 @@ def test_one_that_fails_keeps_nobody_else_back(store: Store, home: Home, board: 
     assert view.exit_code == ExitCode.PARTIAL
     assert list(view.names) == ["watch-1"]
     hints = {o.device: o.error.hint for o in outcomes if o.error}
-    assert "install fedctl-agent 0.1.0" in hints["local"]
+    assert f"install fedctl-agent {__version__}" in hints["local"]
 
 
 def test_a_device_that_lost_its_agent_is_told_how_it_comes_back(
