@@ -106,6 +106,7 @@ def test_the_stop_command_ends_supervisor_and_daemon(tmp_path: Path) -> None:
         wait_for(state.socket.exists, what="the daemon listens")
         daemon = lock_holder(state.run_lock)
         assert daemon is not None
+        assert b"MALLOC_ARENA_MAX=2" in Path(f"/proc/{daemon}/environ").read_bytes().split(b"\0")
         again = fedctl_agent("supervise", "--state-dir", str(state.path))
         assert (again.returncode, again.stderr.count("\n")) == (7, 1)
         os.kill(daemon, signal.SIGKILL)
