@@ -45,6 +45,14 @@ def test_the_fast_cipher_is_agreed_on_and_small_packets_are_not_delayed(
         assert link.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def test_little_is_on_the_way_when_a_connection_is_cut(bed: SshBed, agent: FakeAgent) -> None:
+    with client_of(bed, bed.bridge_command(agent.socket_path)) as client:
+        client.health()
+        link = client._transport._link  # type: ignore[attr-defined]  # the SSH one
+        (channel,) = link._channels.values()
+        assert 0 < channel.out_window_size <= 256 * 1024
+
+
 def test_another_host_key_than_the_pinned_one(bed: SshBed, agent: FakeAgent, tmp_path: Path) -> None:
     other = " ".join(make_key(tmp_path / "other").with_suffix(".pub").read_text().split()[:2])
     with (
