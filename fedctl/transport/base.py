@@ -24,6 +24,7 @@ MAX_STREAMS = 4  # a device; OpenSSH's MaxSessions is 10 and others may be logge
 _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9._:%-]*")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]*\$?")
 _FORMS = "use unix:///absolute/path, ssh://[user@]host[:port] or https://host[:port]"
+SSH_PORT = 22
 HTTPS_PORT = 7443  # where agents listen unless told otherwise
 
 

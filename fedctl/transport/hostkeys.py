@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Self
 
 from fedctl.core.errors import ConfigError, TrustError, reason_of
-from fedctl.transport.sshlink import DEFAULT_PORT, fingerprint
+from fedctl.transport.base import SSH_PORT
+from fedctl.transport.sshlink import fingerprint
 
 _HASHED = "|1|"
 _FILE_WORDS = {"ssh-rsa": "rsa", "ssh-ed25519": "ed25519"} | dict.fromkeys(
@@ -42,7 +43,7 @@ class KnownHosts:
         Raises:
             ConfigError: A file exists but cannot be read.
         """
-        name = host if port == DEFAULT_PORT else f"[{host}]:{port}"
+        name = host if port == SSH_PORT else f"[{host}]:{port}"
         keys, revoked, by_authority = set(), set(), False
         for marker, patterns, key in _entries(paths):
             if not _matches(patterns, name):

@@ -15,11 +15,10 @@ import paramiko
 from paramiko.pkey import UnknownKeyType
 
 from fedctl.core.errors import ConfigError, DeviceError, FedctlError, TrustError
-from fedctl.transport.base import Endpoint, Stream, Transport, describe, remaining_s
+from fedctl.transport.base import SSH_PORT, Endpoint, Stream, Transport, describe, remaining_s
 from fedctl.transport.bridge import expect_agent
 from fedctl.transport.jump import JUMP_HOSTS, Route
 from fedctl.transport.sshlink import (
-    DEFAULT_PORT,
     HANDSHAKES,
     LoginAnswer,
     connect,
@@ -29,8 +28,9 @@ from fedctl.transport.sshlink import (
 )
 
 _DIRECT = Route()
-# OpenSSH takes 2 MiB ahead of what the agent has read, which a cut loses and an upload sends again. It asks for
-# more after 96 KiB, so that less is enough; servers that ask later would wait for ever, and are left alone.
+# OpenSSH takes 2 MiB ahead of what the agent has read, which a cut loses and an upload sends again. It asks
+# for more after 96 KiB, so that less is enough; servers that ask later would wait for ever, and are left as
+# they are.
 _WINDOW_BYTES = 256 * 1024
 _COMMAND = "dial-stdio"  # only for sshd's log: the key's forced command runs instead
 
@@ -49,7 +49,7 @@ class SshTransport(Transport):
     ) -> None:
         super().__init__(device)
         self._route = route
-        self._host, self._port = endpoint.host, endpoint.port or DEFAULT_PORT
+        self._host, self._port = endpoint.host, endpoint.port or SSH_PORT
         self._user = endpoint.user or getpass.getuser()
         self._endpoint = replace(endpoint, user=self._user)
         self._host_key = " ".join(host_key.split()[:2])

@@ -21,10 +21,9 @@ from paramiko.ssh_exception import PartialAuthentication
 
 from fedctl.core.errors import UnreachableError
 from fedctl.transport.base import describe, remaining_s
+from fedctl.transport.tcp import open_tcp
 
-DEFAULT_PORT = 22
 _CIPHER = "aes128-gcm@openssh.com"  # hardware-supported nearly everywhere, and needs no separate MAC
-_KEEPALIVE_S = (15, 5, 3)  # idle, interval, probes: a device that vanished is noticed within 30 s
 _NO_BANNER = "Error reading SSH protocol banner"  # paramiko, when the server hangs up at once
 _TRIES, _PAUSE_S = 3, 0.4  # for a server that does so
 _MOST_HANDSHAKES = 8  # unfinished ones with one server
@@ -104,7 +103,7 @@ def connect(
     """
     tries = _TRIES
     while True:
-        transport = _open(host, port, opener or _tcp, deadline, f"{kind} {device}", device)
+        transport = _open(host, port, opener or open_tcp, deadline, f"{kind} {device}", device)
         try:
             _negotiate(transport, key_types, deadline)
         except Exception as error:
@@ -175,18 +174,6 @@ def fingerprint(host_key: str) -> str:
     """
     blob = base64.b64decode(host_key.split()[1], validate=True)
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
-
-
-def _tcp(host: str, port: int, deadline: float) -> socket.socket:
-    link = socket.create_connection((host, port), timeout=remaining_s(deadline))
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a small packet
-    idle, interval, probes = _KEEPALIVE_S
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, (idle + interval * probes) * 1000)
-    return link
 
 
 def _negotiate(transport: paramiko.Transport, key_types: Sequence[str], deadline: float) -> None:
