@@ -17,11 +17,12 @@ from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device, DeviceState
 from fedctl.ops.authority import fleet_root
 from fedctl.ops.contact import greet, reach
-from fedctl.ops.enrolment.add import Addition, AddResult, AdminLogin, add_agents
+from fedctl.ops.enrolment.add import Addition, AddResult, add_agents
 from fedctl.ops.enrolment.enrol import Candidate, NewDevice
 from fedctl.ops.enrolment.https import add_over_https
 from fedctl.ops.enrolment.remove import Removal, RemoveOutcome
 from fedctl.ops.enrolment.survey import Placement
+from fedctl.ops.enrolment.visit import AdminLogin
 from fedctl.ops.fleet import actor
 from fedctl.store import Store
 from fedctl.transport import sweep

@@ -28,6 +28,7 @@ from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.source import Source, read_source
 from fedctl.ops.enrolment.survey import Placement
 from fedctl.ops.enrolment.undo import Undo
+from fedctl.ops.enrolment.visit import LOGIN_FACT, AdminLogin
 from fedctl.release.keys import login_path
 from fedctl.release.login_key import login_id
 from fedctl.store import Store
@@ -40,16 +41,6 @@ from fedctl_wire.signing import fingerprint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdminLogin:
-    """How the admin, not fedctl, logs in at a device over SSH."""
-
-    ssh_config: Path | None = None
-    via: str | None = None  # another ssh URL to log in at, e.g. as root; the device's own stays what it is
-    accept_host_key: str | None = None  # "SHA256:…"
-    ask: Callable[[str], bool] | None = None  # None: never asked, an unknown host key is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +185,7 @@ class Addition:
         facts: dict[str, Json] = {
             **installation.facts(outcome.service),
             **session.route.facts(),
-            "login_key": login_id(self.home),
+            LOGIN_FACT: login_id(self.home),
             "admin_url": self.endpoint.url,  # as typed: it may be an alias of the admin's configuration
         }
         known = Known(

@@ -15,11 +15,10 @@ from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
 from fedctl.ops.contact import greet, reach
-from fedctl.ops.enrolment.add import AdminLogin
 from fedctl.ops.enrolment.ondevice import keyline
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.survey import Places, placement_of, probe_device
-from fedctl.ops.enrolment.visit import admin_endpoint, visit
+from fedctl.ops.enrolment.visit import LOGIN_FACT, AdminLogin, admin_endpoint, check_via, visit
 from fedctl.ops.fleet import actor
 from fedctl.release.keys import login_key_line
 from fedctl.release.login_key import forget_previous, login_id, replace_login, replacement_unfinished
@@ -28,7 +27,6 @@ from fedctl.transport import AdminSession, sweep
 from fedctl_wire.codec import Json
 
 PARALLEL = 16
-LOGIN_FACT = "login_key"  # of a device's row: which login key its line has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +83,7 @@ class Rekeying:
             )
             return _Rekeyed(outcome, device.host_key or "", {})
         self.observer(DeviceProgress(device.name, "connecting"))
-        with visit(device, self.admin, set_up_anew=True) as session:
+        with visit(self.home, device, self.admin, set_up_anew=True) as session:
             steps = self._set_line(device, session)
             if session.host_key != device.host_key:
                 steps.append(f"{'pin' if self.dry_run else 'pinned'} its new host key")
@@ -198,12 +196,7 @@ def rekey(
 def _check_words(
     store: ReadStore, home: Home, devices: Sequence[Device], admin: AdminLogin, *, new_key: bool
 ) -> None:
-    if admin.via and len(devices) > 1:
-        raise UsageError(
-            f"--via is an address of one device, and {len(devices)} are named",
-            hint="name one device, or give them aliases in your SSH configuration and use -F",
-            subject="--via",
-        )
+    check_via(admin, devices)
     if new_key and replacement_unfinished(home):
         left = " ".join(_waiting(store, home)) or "'*'"
         raise UsageError(

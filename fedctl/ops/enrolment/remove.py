@@ -10,11 +10,10 @@ from fedctl.core.errors import FedctlError, TrustError, UnreachableError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer
 from fedctl.core.records import Device
-from fedctl.ops.enrolment.add import AdminLogin
 from fedctl.ops.enrolment.install import uninstall
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.survey import placement_of
-from fedctl.ops.enrolment.visit import admin_endpoint, visit
+from fedctl.ops.enrolment.visit import AdminLogin, admin_endpoint, visit
 from fedctl.ops.fleet import actor
 from fedctl.ops.roster import issue_roster, keep_roster, roster_turn
 from fedctl.store import Store
@@ -78,7 +77,7 @@ class Removal:
         if endpoint.scheme != "ssh":
             where = endpoint.path if endpoint.scheme == "unix" else endpoint.url
             return (f"left the agent at {where} as it is: it was not installed from here",)
-        with visit(device, self.admin) as session:
+        with visit(self.home, device, self.admin) as session:
             shell = DeviceShell(session, device.name)
             return uninstall(shell, self.home, purge=self.purge, placement=placement_of(device))
 

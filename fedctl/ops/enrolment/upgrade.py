@@ -17,12 +17,11 @@ from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
 from fedctl.ops.contact import greet, reach
-from fedctl.ops.enrolment.add import AdminLogin
 from fedctl.ops.enrolment.install import Installation, Outcome, survey
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.survey import placement_of
 from fedctl.ops.enrolment.undo import Undo
-from fedctl.ops.enrolment.visit import admin_endpoint, visit
+from fedctl.ops.enrolment.visit import AdminLogin, admin_endpoint, check_via, visit
 from fedctl.ops.fleet import actor
 from fedctl.store import Store
 from fedctl.transport import retrying, sweep
@@ -86,7 +85,7 @@ class Upgrade:
         """
         _check_installed_from_here(device)
         self._say(device, "connecting")
-        with visit(device, self.admin) as session:
+        with visit(self.home, device, self.admin) as session:
             installation = survey(DeviceShell(session, device.name), self.home, placement_of(device))
             if installation.found.launcher is None:
                 raise DeviceError(
@@ -200,12 +199,7 @@ def upgrade(  # noqa: PLR0913 - one parameter an option
     Raises:
         UsageError: `admin.via` is one device's login, and there are several devices.
     """
-    if admin.via is not None and len(devices) > 1:
-        raise UsageError(
-            f"--via is the login of one device, not of {len(devices)}",
-            hint="name one device",
-            subject="--via",
-        )
+    check_via(admin, devices)
     work = Upgrade(
         home=home,
         roster_serial=store.fleet().roster_serial,

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from fedctl.core.errors import TrustError
+from fedctl.core.errors import TrustError, UsageError
+from fedctl.core.home import Home
 from fedctl.core.records import Device
-from fedctl.ops.enrolment.add import AdminLogin
+from fedctl.release.keys import login_path
 from fedctl.transport import AdminSession, Endpoint, open_admin
 from fedctl.transport.jump import Route
 
+LOGIN_FACT = "login_key"  # of a device's row: which login key its line has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminLogin:
+    """How the admin, not fedctl, logs in at a device over SSH."""
+
+    ssh_config: Path | None = None
+    via: str | None = None  # another ssh URL to log in at, e.g. as root; the device's own stays what it is
+    accept_host_key: str | None = None  # "SHA256:…"
+    ask: Callable[[str], bool] | None = None  # None: never asked, an unknown host key is refused
+
 
 @contextlib.contextmanager
-def visit(device: Device, admin: AdminLogin, *, set_up_anew: bool = False) -> Iterator[AdminSession]:
+def visit(
+    home: Home, device: Device, admin: AdminLogin, *, set_up_anew: bool = False
+) -> Iterator[AdminSession]:
     """The admin's login on a device, whose host key must be that of its enrolment.
 
     Args:
+        home: Its login key is offered to a jump host after the admin's own keys.
         device: Which.
         admin: How to log in there.
         set_up_anew: A host key that the admin accepts by its fingerprint may be another one.
@@ -32,6 +50,7 @@ def visit(device: Device, admin: AdminLogin, *, set_up_anew: bool = False) -> It
         ssh_config=admin.ssh_config or Route.from_facts(device.facts).ssh_config,
         accept_host_key=admin.accept_host_key,
         ask=admin.ask,
+        login_key=login_path(home),
         device=device.name,
         pinned=device.host_key,
         facts=device.facts,
@@ -48,3 +67,17 @@ def visit(device: Device, admin: AdminLogin, *, set_up_anew: bool = False) -> It
 def admin_endpoint(device: Device) -> Endpoint:
     """The address as the admin typed it at enrolment; it may be an alias of an SSH configuration."""
     return Endpoint.parse(str(device.facts.get("admin_url", device.url)))
+
+
+def check_via(admin: AdminLogin, devices: Sequence[Device]) -> None:
+    """Refuse one device's login for several devices.
+
+    Raises:
+        UsageError: `via` is given, and there is more than one device.
+    """
+    if admin.via is not None and len(devices) > 1:
+        raise UsageError(
+            f"--via is an address of one device, and {len(devices)} are chosen",
+            hint="name one device, or give them aliases in your SSH configuration and use -F",
+            subject="--via",
+        )
