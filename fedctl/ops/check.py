@@ -7,10 +7,9 @@ not reached. Nothing is changed on the device, not even its roster.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import fedctl
 from fedctl.core import check_verdicts as verdicts
@@ -21,15 +20,16 @@ from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device, Fleet
 from fedctl.ops.contact import reach
+from fedctl.ops.enrolment.visit import admin_endpoint
 from fedctl.release.keys import operator_certificate_path
 from fedctl.store import Store
 from fedctl.transport import AgentClient, Endpoint, sweep
-from fedctl.transport.base import HTTPS_PORT
+from fedctl.transport.base import HTTPS_PORT, SSH_PORT
+from fedctl.transport.jump import Route
 from fedctl.transport.pool import PARALLEL
 from fedctl.transport.reachability import addresses_of, port_open_ms
 from fedctl_wire.messages import Health
 
-_SSH_PORT = 22
 _WAYS: Mapping[str, tuple[str, ...]] = {
     "ssh": ("name", "port", "host_key", "login", "bridge", "agent"),
     "jump": ("jump", "host_key", "login", "bridge", "agent"),
@@ -65,8 +65,6 @@ _PHRASES = (  # of errors of the connection, which have one code
     ("TLS handshake", "tls"),
     ("may not open", "socket"),
 )
-
-
 _HINTS = {  # where an error has none, by the step that it ends
     "host_key": "does an SSH server listen there? Try: ssh -v {url}",
     "bridge": "`fedctl devices add {name} {url}` repairs the installation (run it again)",
@@ -167,7 +165,7 @@ class _Walk:
             literal = endpoint.host in found
             shown = endpoint.host if literal else f"name resolves ({', '.join(found[:2])})"
             self._well("name", f"address {shown}" if literal else shown)
-            port = endpoint.port or (HTTPS_PORT if endpoint.scheme == "https" else _SSH_PORT)
+            port = endpoint.port or (HTTPS_PORT if endpoint.scheme == "https" else SSH_PORT)
             took_ms = port_open_ms(endpoint.host, port, device=name, timeout_s=self.timeout_s)
             self._well("port", f"port {port} open ({took_ms:.0f} ms)")
         if "socket" in way and not Path(endpoint.path).exists():
@@ -230,12 +228,10 @@ class _Walk:
         if step in way and not isinstance(error, ConfigError):  # of this machine: nothing was tried
             self._pass(way[: way.index(step)])
         self.error = error
-        hint = error.hint or _HINTS.get(step, _HINTS[""]).format(name=self.device.name, url=self._admin_url)
+        hint = error.hint or _HINTS.get(step, _HINTS[""]).format(
+            name=self.device.name, url=admin_endpoint(self.device).url
+        )
         self.findings.append(Finding(step, Verdict.FAILED, error.message, hint))
-
-    @property
-    def _admin_url(self) -> str:
-        return str(self.device.facts.get("admin_url", self.device.url))
 
     def _pass(self, steps: Sequence[str]) -> None:
         done = {finding.check for finding in self.findings}
@@ -243,7 +239,8 @@ class _Walk:
             if step == "certificate":
                 self._add(_certificate(self.home))
             elif step == "jump":
-                self._well(step, f"through {', '.join(_hops(self.device))}")
+                hops = Route.from_facts(self.device.facts).hops
+                self._well(step, f"through {', '.join(hop.name for hop in hops)}")
             elif step not in done:
                 self._well(step, _PASSED[step])
 
@@ -275,9 +272,3 @@ def _certificate(home: Home) -> Finding:
 
     certificate = load_pem_x509_certificate(operator_certificate_path(home).read_bytes())
     return verdicts.judge_certificate(certificate.not_valid_after_utc, SYSTEM_CLOCK.now())
-
-
-def _hops(device: Device) -> Iterator[str]:
-    hops: Any = device.facts.get("jump")
-    for hop in hops if isinstance(hops, list) else ():
-        yield str(hop.get("url", "") if isinstance(hop, dict) else hop).removeprefix("ssh://")
