@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedctl.cli.device_views import beside, error_json, exit_of
+from fedctl.cli.device_views import NO_DEVICES, beside, error_json, exit_of
 from fedctl.cli.output import Flow, View
 from fedctl.core.check_verdicts import Finding, Verdict
 from fedctl_wire.codec import Json
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _MARKS = {Verdict.WELL: "✓", Verdict.NOTE: "!", Verdict.FAILED: "✗", Verdict.NOT_REACHED: "·"}
 _TITLES = {"host_key": "host key", "tls": "TLS", "cgroup": "cgroups"}
-_NO_DEVICES = "no devices yet: fedctl devices add NAME URL"
 _INDENT = "  "
 
 
@@ -62,7 +61,7 @@ def checked(results: Sequence[DeviceCheck]) -> View:
         [_Report(result, named=named) for result in results],
         rows,
         [result.device for result in results if result.error is None],
-        nothing=_NO_DEVICES,
+        nothing=NO_DEVICES,
         exit_code=exit_of([result.error for result in results]),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fedctl.cli.device_views import error_json, exit_of, reasons, short
+from fedctl.cli.device_views import NO_DEVICES, error_json, exit_of, reasons, short
 from fedctl.cli.output import Column, Details, Table, View
 from fedctl.core.data_verdicts import Finding, Mark, age_s, days, missing_share, span
 from fedctl.core.errors import DeviceError, ExitCode, FedctlError
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fedctl.ops.data import DataCheck, SourceCheck
 
 _MARKS = {Mark.GOOD: "✓", Mark.NOTE: "!", Mark.BAD: "✗"}
-_NO_DEVICES = "no devices yet: fedctl devices add NAME URL"
 _COLUMNS = (
     Column("name"),
     Column(""),
@@ -44,7 +43,7 @@ def checked(outcomes: Sequence[DataCheck]) -> View:
         [*blocks, why],
         rows,
         [o.device for o in outcomes if o.usable],
-        nothing=_NO_DEVICES,
+        nothing=NO_DEVICES,
         exit_code=exit_of([_problem(o) for o in outcomes]),
     )
 

@@ -21,8 +21,6 @@ HostKey = Annotated[
     str | None,
     typer.Option("--accept-host-key", metavar="SHA256:…", help="Trust an unknown SSH host key like this."),
 ]
-
-
 Via = Annotated[
     str | None,
     typer.Option("--via", metavar="URL", help="Log in here instead, e.g. ssh://root@HOST; one device."),

@@ -10,7 +10,7 @@ import typer
 
 from fedctl.cli import device_views as views
 from fedctl.cli.command import Verb, session_of
-from fedctl.cli.device_options import SshConfig, admin_login
+from fedctl.cli.device_options import SshConfig, Via, admin_login
 from fedctl.cli.options import Labels, Limit, Names, Parallel, chosen, home, writing
 from fedctl.cli.output import Column, Details, Table, View
 from fedctl_wire.codec import Json
@@ -31,10 +31,7 @@ def upgrade(  # noqa: PLR0913 - one parameter an option
     reinstall: Annotated[
         bool, typer.Option("--reinstall", help="Also where this version is installed already.")
     ] = False,
-    via: Annotated[
-        str | None,
-        typer.Option("--via", metavar="URL", help="Log in here instead, e.g. ssh://root@HOST; one device."),
-    ] = None,
+    via: Via = None,
     ssh_config: SshConfig = None,
     timeout: Annotated[
         int,
@@ -52,8 +49,6 @@ def upgrade(  # noqa: PLR0913 - one parameter an option
 
     Identity, sources and models stay. Exit code 3: some devices failed.
     """
-    from dataclasses import replace
-
     from fedctl.cli.progress import Watcher
     from fedctl.ops.enrolment.upgrade import upgrade as run
 
@@ -62,7 +57,7 @@ def upgrade(  # noqa: PLR0913 - one parameter an option
             store,
             home(),
             chosen(store, names, label, limit),
-            admin=replace(admin_login(ssh_config, None, watcher), via=via),
+            admin=admin_login(ssh_config, None, watcher, via=via),
             wheels=wheels,
             reinstall=reinstall,
             patience_s=timeout,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedctl.ops.enrolment.many import RowOutcome
 
 _SHARED_CODES = {ExitCode.OK, ExitCode.UNREACHABLE, ExitCode.TRUST, ExitCode.REFUSED}
-_NO_DEVICES = "no devices yet: fedctl devices add NAME URL"
+NO_DEVICES = "no devices yet: fedctl devices add NAME URL"
 Cells = tuple[str | None, ...]
 
 
@@ -49,7 +49,7 @@ def listed(devices: Sequence[Device]) -> View:
         for d in devices
     )
     names = [device.name for device in devices]
-    return View({"devices": rows}, [Table(columns, cells)], rows, names, nothing=_NO_DEVICES)
+    return View({"devices": rows}, [Table(columns, cells)], rows, names, nothing=NO_DEVICES)
 
 
 def shown(device: Device, deployments: Sequence[Deployment]) -> View:
@@ -179,7 +179,7 @@ def pinged(outcomes: Sequence[PingOutcome]) -> View:
         [Table(columns, cells), why],
         rows,
         reached,
-        nothing=_NO_DEVICES,
+        nothing=NO_DEVICES,
         exit_code=exit_code,
     )
 
