@@ -216,7 +216,8 @@ def _labels(y: NDArray[Any], path: Path, source: Source, examples: int, classes:
         raise JobError("data", f"{path.name}: {name!r} is {y.dtype}{list(y.shape)}, not integers (n,)")
     if len(y) != examples:
         raise JobError("data", f"{path.name}: {examples} rows of features, but {len(y)} labels")
-    unlabelled = np.isin(y, _sentinels(source))
+    sentinels = _sentinels(source)
+    unlabelled = np.isin(y, sentinels) if sentinels else np.zeros(len(y), bool)
     known = y[~unlabelled] if unlabelled.any() else y
     if len(known) and not (known.min() >= 0 and known.max() < classes):
         raise JobError("data", f"{path.name}: {name!r} has labels outside 0 to {classes - 1}")

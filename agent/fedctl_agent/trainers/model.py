@@ -25,6 +25,7 @@ from fedctl_wire.messages import TrainSettings
 _PREPARED = 2  # graphs: an `evaluate` may compare two
 _PREPARED_BYTES = 256 * KIB  # of a train.json
 _graphs: dict[str, Graph] = {}  # by the SHA-256 of their train.json; filled by `prepare_graph` only
+_described: list[Manifest] = []  # whose graph is there and was found to be as they say; as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +49,19 @@ def prepare_graph(directory: Path, manifest: Manifest) -> None:
     every fork. A file that is bad or large is left to the job, which runs within limits and can report.
     """
     listed = manifest.files[GRAPH_FILE]
-    if listed.sha256 in _graphs or listed.bytes > _PREPARED_BYTES:
+    if listed.bytes > _PREPARED_BYTES or any(known is manifest for known in _described):
         return
-    with contextlib.suppress(OSError, WireError, GraphError, RecursionError):
-        data = (directory / GRAPH_FILE).read_bytes()
-        if hashlib.sha256(data).hexdigest() == listed.sha256:
-            graph = _compile(data)
+    with contextlib.suppress(OSError, WireError, GraphError, RecursionError, JobError):
+        if listed.sha256 not in _graphs:
+            data = (directory / GRAPH_FILE).read_bytes()
+            if hashlib.sha256(data).hexdigest() != listed.sha256:
+                return
             while len(_graphs) >= _PREPARED:
                 del _graphs[next(iter(_graphs))]
-            _graphs[listed.sha256] = graph
+                _described.clear()
+            _graphs[listed.sha256] = _compile(data)
+        _check_described(_graphs[listed.sha256], manifest)
+        _described[:] = [*_described[1 - _PREPARED :], manifest]
 
 
 def load_graph(directory: Path, manifest: Manifest) -> Graph:
@@ -68,8 +73,15 @@ def load_graph(directory: Path, manifest: Manifest) -> Graph:
         WireError: When it is no JSON.
     """
     graph = _graphs.get(manifest.files[GRAPH_FILE].sha256)
+    if graph is not None and any(known is manifest for known in _described):
+        return graph
     if graph is None:
         graph = _compile((directory / GRAPH_FILE).read_bytes())
+    _check_described(graph, manifest)
+    return graph
+
+
+def _check_described(graph: Graph, manifest: Manifest) -> None:
     program = graph.program
     trainable = {spec.name for spec in manifest.tensors if spec.trainable}
     facts = {
@@ -81,7 +93,6 @@ def load_graph(directory: Path, manifest: Manifest) -> Graph:
     for what, (found, wanted) in facts.items():
         if found != wanted:
             raise JobError("graph", f"{GRAPH_FILE}: its {what} differ from the manifest's")
-    return graph
 
 
 def _compile(data: bytes) -> Graph:
