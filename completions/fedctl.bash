@@ -82,8 +82,8 @@ _fedctl_level() {
             valued="-o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             ;;
         "model create")
-            flags="--builder --input --classes --hidden --channels --kernel --pool --scale --seed --local-epochs --batch-size --lr --optimizer --momentum --weight-decay --proximal-mu --max-gradient-norm --class-weights --max-examples -o --output -q --quiet -v --verbose --help"
-            valued="--builder=words:logreg,mlp,cnn --input=none --classes=none --hidden=none --channels=none --kernel=none --pool=none --scale=words:standard,none --seed=none --local-epochs=none --batch-size=none --lr=none --optimizer=words:sgd,adam --momentum=none --weight-decay=none --proximal-mu=none --max-gradient-norm=none --class-weights=words:none,balanced --max-examples=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
+            flags="--builder --input --columns --classes --hidden --channels --kernel --pool --scale --seed --local-epochs --batch-size --lr --optimizer --momentum --weight-decay --proximal-mu --max-gradient-norm --class-weights --max-examples -o --output -q --quiet -v --verbose --help"
+            valued="--builder=words:logreg,mlp,cnn --input=none --columns=none --classes=none --hidden=none --channels=none --kernel=none --pool=none --scale=words:standard,none --seed=none --local-epochs=none --batch-size=none --lr=none --optimizer=words:sgd,adam --momentum=none --weight-decay=none --proximal-mu=none --max-gradient-norm=none --class-weights=words:none,balanced --max-examples=none -o=words:table,json,jsonl,name --output=words:table,json,jsonl,name"
             places="none"
             ;;
         "model list")

@@ -21,6 +21,8 @@ class Limits:
     tensors: int = 4096
     tensor_rank: int = 8
     parameters: int = 256 * 1024 * 1024  # float32 elements of one model
+    columns: int = 10_000  # of a table, that a model names
+    column_bytes: int = 200  # of one's name, in UTF-8
     graph_nodes: int = 10_000
     cohort: int = 10_000  # devices in a fleet or round
     message_chars: int = 2_000  # of a reason or error that travels

@@ -82,6 +82,7 @@ class Manifest:
     preprocessing: Preprocessing | None = None  # None: not scaled, or not yet
     loss: str = "cross-entropy"
     tolerances: Tolerances = Tolerances()
+    columns: tuple[str, ...] = ()  # of the device's data, in the model's order; (): any so many
     version: int = 1
 
     @property
@@ -165,6 +166,7 @@ class Manifest:
             raise WireError("manifest describes no usable model", subject=str(self.model))
         self._check_tensors()
         self._check_preprocessing()
+        check_columns(self.columns, self.features)
 
     def _check_tensors(self) -> None:
         shapes = (self.input_shape, *(spec.shape for spec in self.tensors))
@@ -188,3 +190,29 @@ class Manifest:
             raise WireError(
                 "scaling has a standard deviation or clip that is not positive", subject="preprocessing"
             )
+
+
+def check_columns(columns: tuple[str, ...], features: int) -> None:
+    """Refuse names that do not say, each once, where a model's features come from; no names are fine.
+
+    Raises:
+        WireError: With the subject `columns`.
+    """
+    if not columns:
+        return
+    if len(columns) != features:
+        raise _bad_columns(f"{len(columns)} columns are named for {features} features")
+    if len(columns) > LIMITS.columns:
+        raise _bad_columns(f"{len(columns)} columns are named, more than {LIMITS.columns}")
+    seen: set[str] = set()
+    for name in columns:
+        if not name or "\0" in name or len(name.encode()) > LIMITS.column_bytes:
+            most = LIMITS.column_bytes
+            raise _bad_columns(f"the name of a column is empty, has a zero byte, or more than {most} bytes")
+        if name in seen:
+            raise _bad_columns(f"the column {name!r} is named twice")
+        seen.add(name)
+
+
+def _bad_columns(message: str) -> WireError:
+    return WireError(message, subject="columns")

@@ -29,6 +29,7 @@ def inspected(found: Inspection) -> View:
         (
             ("version", name),
             ("builder", f"{manifest.builder}, {window} to {manifest.classes} classes"),
+            ("columns", ", ".join(manifest.columns) or "any, in each device's order"),
             ("parameters", f"{manifest.parameters:,}"),
             ("files", ", ".join(f"{key} {byte_count(f.bytes)}" for key, f in sorted(manifest.files.items()))),
         )
@@ -85,6 +86,7 @@ def _json(found: Inspection) -> dict[str, Json]:
         "sha256": version.sha256,
         "builder": manifest.builder,
         "input_shape": list(manifest.input_shape),
+        "columns": list(manifest.columns),
         "classes": manifest.classes,
         "parameters": manifest.parameters,
         "tensors": [

@@ -12,7 +12,18 @@ from fedctl.cli import inspect_views
 from fedctl.cli import model_views as views
 from fedctl.cli.command import Noun, session_of
 from fedctl.cli.option_groups import grouped
-from fedctl.cli.options import Labels, Limit, Names, Parallel, chosen, home, integers, reading, writing
+from fedctl.cli.options import (
+    Labels,
+    Limit,
+    Names,
+    Parallel,
+    chosen,
+    home,
+    integers,
+    names_of,
+    reading,
+    writing,
+)
 from fedctl.cli.output import View
 from fedctl.cli.training_options import TrainingOptions
 from fedctl.core.errors import UsageError
@@ -33,8 +44,21 @@ class NetworkOptions:
         str, typer.Option("--builder", metavar="logreg|mlp|cnn", help="What makes the graph.")
     ] = "mlp"
     inputs: Annotated[
-        str, typer.Option("--input", metavar="N|CxN", help="Features, or channels x samples of a window.")
-    ]
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="N|CxN",
+            help="Features, or channels x samples of a window; by default as many as --columns.",
+        ),
+    ] = None
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns",
+            metavar="NAME[,NAME]...",
+            help="Columns that every device must have, in whatever order it lists them.",
+        ),
+    ] = None
     classes: Annotated[int, typer.Option("--classes", metavar="N", min=2, help="Number of classes.")]
     hidden: Annotated[
         list[str] | None, typer.Option("--hidden", metavar="N[,N]...", help="Units of the hidden layers.")
@@ -54,13 +78,23 @@ class NetworkOptions:
 
     def arguments(self) -> dict[str, Any]:
         """By the names of `NewModel`."""
+        columns = names_of(self.columns or (), option="--columns")
         return {
             "builder": self.builder,
-            "input_shape": integers([self.inputs.replace("x", ",")], option="--input"),
+            "input_shape": self._input_shape(columns),
+            "columns": columns,
             "classes": self.classes,
             "hidden": integers(self.hidden, option="--hidden") if self.hidden else (),
             "window": self._window(),
         }
+
+    def _input_shape(self, columns: tuple[str, ...]) -> tuple[int, ...]:
+        if self.inputs is not None:
+            return integers([self.inputs.replace("x", ",")], option="--input")
+        if not columns:
+            hint = "give --input N, --input CxN for windows, or --columns with the features' names"
+            raise UsageError("a model needs to know its input", hint=hint, subject="--input")
+        return (len(columns),)
 
     def _window(self) -> Convolutions | None:
         from fedctl.models import Convolutions
@@ -76,6 +110,7 @@ class NetworkOptions:
     "create",
     examples="""
     fedctl model create health --builder mlp --input 24 --hidden 16 --classes 2
+    fedctl model create pulse --columns hr,steps,temp --hidden 8 --classes 2
     fedctl model create fever --builder logreg --input 66 --classes 2 --lr 0.02
     fedctl model create har --builder cnn --input 3x64 --channels 8,16 --classes 6
     """,
@@ -97,6 +132,9 @@ def create(
     channels of their windows, and writes the version that holds mean and deviation. How devices train are
     the model's defaults; "fedctl round start" has the same options. Class weights need a model that was
     created with --class-weights.
+
+    With --columns each device hands the model its columns by name; one that lacks a column, or holds arrays
+    without names (npz), declines. Without, columns are taken in the order in which each device lists them.
     """
     from fedctl.ops import models
 

@@ -60,6 +60,7 @@ def shown(detail: ModelDetail) -> View:
         ("builder", manifest.builder),
         ("size", _size(manifest)),
         ("input", "x".join(map(str, manifest.input_shape))),
+        ("columns", ", ".join(manifest.columns) or "any, in each device's order"),
         ("classes", str(manifest.classes)),
         ("scaling", _scaling(manifest)),
         ("training", _training(manifest.defaults)),

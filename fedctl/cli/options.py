@@ -150,6 +150,22 @@ def integers(words: Sequence[str], *, option: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def names_of(words: Sequence[str], *, option: str) -> tuple[str, ...]:
+    """Read names, each word one or a comma-separated list, where a name with a comma is in double quotes.
+
+    Raises:
+        UsageError: When a quote does not end.
+    """
+    import csv
+
+    try:
+        rows = [next(csv.reader([word], strict=True, skipinitialspace=True), [""]) for word in words]
+    except csv.Error as error:
+        hint = f"for example: {option} hr,steps or {option} 'hr,\"acc, x\"'"
+        raise UsageError(f"{option} is not a list of names: {error}", hint=hint, subject=option) from error
+    return tuple(name.strip() for row in rows for name in row)
+
+
 def seconds_of(text: str, *, option: str) -> float:
     """Read a duration: seconds, or a number with s, m or h.
 

@@ -110,7 +110,9 @@ def _misfit(source: SourceReport, needs: DataNeeds) -> str | None:
     if source.classes and len(source.classes) != needs.classes:
         return f"{len(source.classes)} classes, the model has {needs.classes}"
     shape = source.shape
-    if needs.features and source.kind != "npz":
+    if needs.features and source.kind == "npz":
+        return f"an array has no names of columns, the model takes {_few(list(needs.features))}"
+    if needs.features:
         lacking = [name for name in needs.features if name not in source.features]
         if lacking:
             return f"it lacks {_few(lacking)}"

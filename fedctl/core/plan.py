@@ -101,7 +101,7 @@ def task_plan(
 
 def needs_of(manifest: Manifest) -> DataNeeds:
     """What a model asks of a device's data: by its plan alone a device can decline it."""
-    return DataNeeds(manifest.input_shape, manifest.classes)
+    return DataNeeds(manifest.input_shape, manifest.classes, manifest.columns)
 
 
 def check_wishes(wishes: RoundWishes) -> None:

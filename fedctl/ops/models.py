@@ -26,7 +26,8 @@ from fedctl.models import Convolutions
 from fedctl.ops.fleet import actor
 from fedctl.store import ReadStore, Store
 from fedctl.store.lock import hold_lock
-from fedctl_wire.manifest import Manifest
+from fedctl_wire.errors import WireError
+from fedctl_wire.manifest import Manifest, check_columns
 from fedctl_wire.messages import ModelInstalled, TrainSettings
 from fedctl_wire.names import Name
 from fedctl_wire.tensors import header_bytes, layout, read_file_header
@@ -49,6 +50,7 @@ class NewModel:
     name: str
     builder: str
     input_shape: tuple[int, ...]  # one example's
+    columns: tuple[str, ...] = ()  # of the devices' data, in the model's order; (): any so many
     classes: int
     hidden: tuple[int, ...] = ()
     window: Convolutions | None = None
@@ -115,6 +117,7 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
     from fedctl.release.keys import load_operator
 
     name = Name(wanted.name, what="model name")
+    _check_columns(wanted)
     check_training(wanted.training)
     weighted = asks_for_weights(wanted.training)
     settings = train_settings(wanted.settings, wanted.training, classes=wanted.classes, weighted=weighted)
@@ -137,6 +140,7 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
         classes=wanted.classes,
         defaults=settings,
         scale=wanted.scale,
+        columns=wanted.columns,
     )
     with _alone(home, name):
         _check_free(store, name)  # before its files, if it was made meanwhile, are replaced
@@ -147,6 +151,14 @@ def create(store: Store, home: Home, wanted: NewModel) -> ModelDetail:
             detail = {"sha256": bundle.sha256}
             store.add_event(actor=actor(), verb="model.create", subject=f"{name}@1", detail=detail)
     return show(store, home, f"{name}@1")
+
+
+def _check_columns(wanted: NewModel) -> None:
+    try:
+        check_columns(wanted.columns, next(iter(wanted.input_shape), 0))
+    except WireError as error:
+        hint = "name each feature's column once, in any order: it becomes the model's"
+        raise UsageError(str(error), hint=hint, subject="--columns") from error
 
 
 @contextmanager

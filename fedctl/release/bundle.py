@@ -77,6 +77,7 @@ class Description:
     classes: int
     defaults: TrainSettings
     scale: Literal["standard", "none"] = "standard"
+    columns: tuple[str, ...] = ()  # see Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ def write_bundle(
             operators=tuple(sorted(built.operators)),
             defaults=description.defaults,
             scale=description.scale,
+            columns=description.columns,
         )
         envelope = _finish(staging, manifest, operator_key)
     return Bundle(directory, manifest, envelope)

@@ -112,20 +112,18 @@ class LocalData:
         return part
 
 
-def local_data(directory: Path, manifest: Manifest, needs: DataNeeds | None = None) -> LocalData:
-    """Load the data that a model is trained or tested on.
+def local_data(directory: Path, manifest: Manifest) -> LocalData:
+    """Load the data that a model is trained or tested on, their columns in the model's order if it has names.
 
     Args:
         directory: Of the source files.
         manifest: Of the model.
-        needs: The plan's; None: what the manifest says of shape and classes.
 
     Raises:
         JobError: See `choose_source` and `load`.
     """
     source = choose_source(directory, str(manifest.model))
-    own = DataNeeds(manifest.input_shape, manifest.classes, needs.features if needs else ())
-    return load(source, own)
+    return load(source, DataNeeds(manifest.input_shape, manifest.classes, manifest.columns))
 
 
 def load(source: Source, needs: DataNeeds, *, now: float | None = None) -> LocalData:

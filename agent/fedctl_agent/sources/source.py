@@ -92,12 +92,17 @@ def selected_features(source: Source, needs: DataNeeds | None) -> tuple[str, ...
 def check_fit(source: Source, needs: DataNeeds) -> None:
     """Refuse a model that this source cannot serve, by what its file says alone.
 
+    Nobody can tell in which order an array holds what a model takes by name, so such a model does not fit it.
+
     Raises:
         JobError: Refused, `schema`, saying what differs.
     """
     spec = source.spec
     if spec.classes and len(spec.classes) != needs.classes:
         raise no_fit(source, f"lists {len(spec.classes)} classes, the model has {needs.classes}")
+    if needs.features and spec.kind == "npz":
+        names = shown(", ".join(needs.features))
+        raise no_fit(source, f"has no names of columns (npz), the model takes them by name: {names}")
     if spec.shape is None:
         return
     if needs.features:

@@ -241,6 +241,7 @@ def test_the_shape_of_arrays_is_looked_up(bed: Bed) -> None:
     assert refusal(bed, DataNeeds((9, 128), 6)) is None
     assert refusal(bed, DataNeeds((9, 64), 6)) == "403 schema"
     assert refusal(bed, DataNeeds((237,), 6)) == "403 schema"
+    assert refusal(bed, DataNeeds((2, 128), 6, ("x", "y"))) == "403 schema"  # by names, which arrays lack
 
 
 def test_a_task_that_does_not_fit_is_refused_before_its_model_is_asked_for(

@@ -42,12 +42,16 @@ def rows(count: int, *, seed: int, missing: float = 0.0) -> list[list[Any]]:
     ]
 
 
-def with_csv(agent: TestAgent, table: list[list[Any]]) -> None:
+def with_csv(agent: TestAgent, table: list[list[Any]], order: list[str] | None = None) -> None:
+    """Write a table; `order` is that of the columns in the file and in what the source file lists."""
     watch = agent.state / "watch"
     watch.mkdir()
     with (watch / "a.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([[*NAMES, "y"], *table])
-    (agent.state / "sources" / "recorder.toml").write_text('kind = "csv"\n' + SOURCE)
+        writer = csv.DictWriter(stream, [*(order or NAMES), "y"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(dict(zip([*NAMES, "y"], row, strict=True)) for row in table)
+    listed = SOURCE.replace(json.dumps(NAMES), json.dumps(order or NAMES))
+    (agent.state / "sources" / "recorder.toml").write_text('kind = "csv"\n' + listed)
 
 
 def with_sqlite(agent: TestAgent, table: list[list[Any]]) -> None:
@@ -76,3 +80,35 @@ def test_who_fits_trains_and_who_does_not_declines(odd: TestFleet) -> None:
         (odd.home.bundle(MODEL, 3) / "weights.safetensors").read_bytes()[-64:], np.float32
     )
     assert np.isfinite(published).all()
+
+
+def test_columns_are_the_models_whatever_order_a_device_lists_them_in(tmp_path: Path) -> None:
+    orders = {"dev-1": NAMES, "dev-2": NAMES[::-1], "dev-3": NAMES[:5], "dev-4": NAMES[3:] + NAMES[:3]}
+    mixed = published(tmp_path / "mixed", orders)
+    sorted_ = published(tmp_path / "sorted", {**orders, "dev-2": NAMES, "dev-4": NAMES})
+    assert mixed == sorted_
+
+
+def published(path: Path, orders: dict[str, list[str]]) -> bytes:
+    """The weights after two rounds of a model that names its columns; dev-3 lacks one of them."""
+    path.mkdir()
+    with fleet(path, train=3, holdout=1) as ready:
+        for seed, (name, order) in enumerate(orders.items()):
+            with_csv(ready.agents[name], rows(150, seed=seed), order)
+        words = ["--columns", ",".join(NAMES), "--hidden", "8", "--classes", "2"]
+        made = ready.cli("model", "create", "named", *words)
+        assert made.returncode == 0, made.stderr
+        checked = ready.cli("data", "check", "--model", "named")
+        assert "does not fit named@1: it lacks f5" in checked.stdout
+        done = ready.cli(
+            "round", "start", "named", "--rounds", "2", "--seed", "3", "--quorum", "2", timeout_s=120
+        )
+        assert done.returncode == 0, done.stderr
+        shown = json.loads(ready.cli("round", "show", "2", "-o", "json").stdout)
+        reasons = {d["device"]: d["reason"] for d in shown["devices"] if d["stage"] == "dropped"}
+        assert list(reasons) == ["dev-3"]
+        assert "lacks the features f5, which the model takes" in reasons["dev-3"]
+        kept = json.loads(ready.cli("model", "show", "named", "-o", "json").stdout)["manifest"]
+        assert (kept["model_version"], kept["columns"]) == (4, NAMES)
+        weights: bytes = (ready.home.bundle("named", 4) / "weights.safetensors").read_bytes()
+        return weights

@@ -90,6 +90,14 @@ def test_a_model_takes_its_training_from_the_options(capsys: pytest.CaptureFixtu
         ),
         (["--input", "9", "--classes", "2", "--hidden", "4", "--lr", "-1"], "--lr is -1.0"),
         (["--input", "9xq", "--classes", "2", "--hidden", "4"], "--input"),
+        (["--classes", "2", "--hidden", "4"], "--columns with the features' names"),
+        (
+            ["--columns", "a,b", "--input", "3", "--classes", "2", "--hidden", "4"],
+            "2 columns are named for 3",
+        ),
+        (["--columns", "a,b,a", "--classes", "2", "--hidden", "4"], "'a' is named twice"),
+        (["--columns", "a,,b", "--classes", "2", "--hidden", "4"], "is empty"),
+        (["--columns", 'a,"b', "--classes", "2", "--hidden", "4"], "--columns is not a list of names"),
     ],
 )
 def test_what_makes_no_model_is_a_usage_error_with_a_way_out(
@@ -97,6 +105,15 @@ def test_what_makes_no_model_is_a_usage_error_with_a_way_out(
 ) -> None:
     assert message in said(capsys, "model", "create", "m", *arguments, code=ExitCode.USAGE)
     assert body(capsys, "model", "list")["models"] == []
+
+
+def test_a_model_has_as_many_features_as_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--columns", 'hr, "acc, x"', "--columns", "temp", "--hidden", "4", "--classes", "2"]
+    manifest = body(capsys, "model", "create", "m", *words)["manifest"]
+    assert (manifest["columns"], manifest["input_shape"]) == (["hr", "acc, x", "temp"], [3])
+    assert "columns   hr, acc, x, temp" in said(capsys, "model", "show", "m")
+    assert "columns     hr, acc, x, temp" in said(capsys, "model", "inspect", "m")
+    assert body(capsys, "model", "inspect", "m")["columns"] == ["hr", "acc, x", "temp"]
 
 
 def test_inspect_shows_tensors_operators_and_memory(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,8 +31,14 @@ SCALED = replace(GOOD, preprocessing=Preprocessing((0.0, 1.0, 2.0), (1.0, 1.0, 0
 
 
 def test_a_manifest_survives_its_bytes() -> None:
-    for manifest in (GOOD, SCALED):
+    for manifest in (GOOD, SCALED, replace(GOOD, columns=("hr", "température", "a,b"))):
         assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
+def test_a_manifest_that_was_signed_before_there_were_names_of_columns_is_read() -> None:
+    value = to_json(GOOD)
+    del value["columns"]
+    assert Manifest.from_bytes(dump_bytes(value)) == GOOD
 
 
 def test_parameters_and_layouts_follow_the_tensors() -> None:
@@ -76,6 +82,12 @@ def test_only_a_standard_model_without_figures_needs_scaling() -> None:
         ({"preprocessing": Preprocessing((0.0,) * 3, (1.0,) * 2)}, "does not have 3 features"),
         ({"preprocessing": Preprocessing((0.0,) * 3, (1.0, 0.0, 1.0))}, "not positive"),
         ({"preprocessing": Preprocessing((0.0,) * 3, (1.0,) * 3, clip=0.0)}, "not positive"),
+        ({"columns": ("hr", "steps")}, "2 columns are named for 3 features"),
+        ({"columns": ("hr", "steps", "hr")}, "column 'hr' is named twice"),
+        ({"columns": ("hr", "", "steps")}, "name of a column is empty"),
+        ({"columns": ("hr", "a\0b", "steps")}, "name of a column is empty"),
+        ({"columns": ("hr", "é" * 101, "steps")}, "more than 200 bytes"),
+        ({"input_shape": (10_001,), "columns": tuple(map(str, range(10_001)))}, "more than 10000"),
     ],
 )
 def test_what_no_builder_makes_is_refused(changes: dict[str, Any], says: str) -> None:
