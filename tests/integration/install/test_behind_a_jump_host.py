@@ -11,6 +11,7 @@ from fedctl.core.home import Home
 from fedctl.ops import devices
 from fedctl.ops.devices import AdminLogin, NewDevice
 from fedctl.ops.enrolment.rekey import rekey
+from fedctl.release.keys import login_public
 from fedctl.store import Store
 from fedctl.transport.jump import JUMP_HOSTS
 from tests.integration.install.conftest import Board
@@ -70,3 +71,15 @@ def test_enrolled_reached_rekeyed_and_removed_through_it(
     (removed,) = devices.remove(store, home, store.devices(), admin=silent)
     assert removed.error is None
     assert store.devices() == ()
+
+
+def test_upkeep_passes_a_jump_host_that_takes_only_the_fleet_s_login_key(
+    store: Store, home: Home, board: Board, gate: Sshd, admin: AdminLogin
+) -> None:
+    gate.authorized_keys.write_text(f"restrict,port-forwarding {login_public(home)}\n")
+    devices.add(store, home, NewDevice(name="watch-1", url="ssh://Ward-3"), admin=admin)
+    JUMP_HOSTS.close()  # another process has no connection to it yet
+    (rekeyed,) = rekey(store, home, store.devices(), admin=replace(admin, ask=None)).outcomes
+    assert rekeyed.error is None
+    (removed,) = devices.remove(store, home, store.devices(), admin=replace(admin, ask=None))
+    assert removed.error is None

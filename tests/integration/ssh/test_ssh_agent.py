@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import sys
 import threading
@@ -35,14 +37,33 @@ def client_of(
 def test_the_fast_cipher_is_agreed_on_and_small_packets_are_not_delayed(
     bed: SshBed, agent: FakeAgent
 ) -> None:
-    import socket
-
     with client_of(bed, bed.bridge_command(agent.socket_path)) as client:
         client.health()
         link = client._transport._link  # type: ignore[attr-defined]  # the SSH one
         assert link.remote_cipher == link.local_cipher == "aes128-gcm@openssh.com"
         assert link.host_key_type == "ssh-ed25519"
         assert link.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_dead_address_does_not_take_all_the_time(
+    bed: SshBed, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = socket.getaddrinfo
+    with contextlib.ExitStack() as stack:
+        dead = stack.enter_context(socket.socket())
+        dead.bind(("127.0.0.2", bed.sshd.port))
+        dead.listen(0)
+        for _ in range(4):  # more than its queue holds: whoever comes now hears nothing
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(dead.getsockname())
+
+        def two(host: str, port: int, *words: int, **more: int) -> list[tuple[object, ...]]:
+            return [*found("127.0.0.2", port, *words, **more), *found(host, port, *words, **more)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", two)
+        with client_of(bed, bed.bridge_command(agent.socket_path), timeout_s=6) as client:
+            assert client.health().boot_id == "boot-1"
 
 
 def test_little_is_on_the_way_when_a_connection_is_cut(bed: SshBed, agent: FakeAgent) -> None:
@@ -277,8 +298,6 @@ def test_a_lost_connection_is_made_anew(bed: SshBed, agent: FakeAgent) -> None:
 
 @pytest.mark.parametrize("what", ["closed port", "silent", "no ssh", "hangs up"])
 def test_what_answers_is_no_sshd(bed: SshBed, what: str) -> None:
-    import socket
-
     closing = threading.Event()
 
     def serve() -> None:
