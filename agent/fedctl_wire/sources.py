@@ -185,7 +185,7 @@ def _number(least: float, most: float, *, at_least: bool = True) -> Any:
             raise _bad(f"{key!r} is not a number")
         if not (least <= value <= most and (at_least or value > least)):
             raise _bad(f"{key!r} is not a number from {least:g} to {most:g}")
-        return float(value)
+        return _float(key, value)
 
     return check
 
@@ -229,7 +229,14 @@ def _sentinels(key: str, value: Any) -> tuple[float | str, ...]:
     for item in values:
         if type(item) not in {int, float, str} or (isinstance(item, float) and not math.isfinite(item)):
             raise _bad(f"{key!r} is not a list of numbers and words")
-    return tuple(item if isinstance(item, str) else float(item) for item in values)
+    return tuple(item if isinstance(item, str) else _float(key, item) for item in values)
+
+
+def _float(key: str, value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:  # a whole number of TOML may have any size
+        raise _bad(f"{key!r} is a number too large") from error
 
 
 _CHECKS: dict[str, Any] = {

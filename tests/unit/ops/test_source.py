@@ -49,6 +49,11 @@ BAD = {
     "half a window": (CSV + "window = 2.5\n", "'window'"),
     "a gap without times": (CSV + "window = 4\nmax_gap_s = 2\n", "'max_gap_s'"),
     "an age without times": (CSV + "max_age_days = 2\n", "'max_age_days'"),
+    "a missing value of any size": (CSV + f"missing_values = [{'9' * 400}]\n", "'missing_values'"),
+    "a gap of any size": (
+        CSV + f'time = "at"\nwindow = 2\nmax_gap_s = {"9" * 400}\n',
+        "'max_gap_s'",
+    ),
     "an age of nothing": (CSV + 'time = "at"\nmax_age_days = 0\n', "'max_age_days'"),
     "another split": (CSV + 'split = "person"\n', "split 'person'"),
     "another policy": (CSV + 'missing = "mean"\n', "missing 'mean'"),
