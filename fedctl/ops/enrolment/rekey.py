@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedctl.core.errors import DeviceError, FedctlError, UsageError
+from fedctl.core.errors import FedctlError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.progress import DeviceProgress, Observer, silent
 from fedctl.core.records import Device
@@ -18,7 +18,7 @@ from fedctl.ops.contact import greet, reach
 from fedctl.ops.enrolment.ondevice import keyline
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.survey import Places, placement_of, probe_device
-from fedctl.ops.enrolment.visit import LOGIN_FACT, AdminLogin, admin_endpoint, check_via, visit
+from fedctl.ops.enrolment.visit import LOGIN_FACT, AdminLogin, admin_endpoint, check_via, no_agent, visit
 from fedctl.ops.fleet import actor
 from fedctl.release.keys import login_key_line
 from fedctl.release.login_key import forget_previous, login_id, replace_login, replacement_unfinished
@@ -103,13 +103,7 @@ class Rekeying:
         line = login_key_line(self.home, places.dial_command)
         found = shell.call(keyline, "inspect", launcher=places.launcher, line=line)
         if not found["installed"]:
-            raise DeviceError(
-                f"device {device.name} has no agent any more in {places.prefix}",
-                hint=f"install it again: fedctl devices remove {device.name} --forget, "
-                f"then fedctl devices add {device.name} {admin_endpoint(device).url}",
-                subject=device.name,
-                code="no_agent",
-            )
+            raise no_agent(device, places, session.host_key)
         present = found["present"] and self.login
         if present and not found["others"]:
             return []

@@ -21,7 +21,7 @@ from fedctl.ops.enrolment.install import Installation, Outcome, survey
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.survey import placement_of
 from fedctl.ops.enrolment.undo import Undo
-from fedctl.ops.enrolment.visit import AdminLogin, admin_endpoint, check_via, visit
+from fedctl.ops.enrolment.visit import AdminLogin, admin_endpoint, check_via, no_agent, visit
 from fedctl.ops.fleet import actor
 from fedctl.store import Store
 from fedctl.transport import retrying, sweep
@@ -88,12 +88,7 @@ class Upgrade:
         with visit(self.home, device, self.admin) as session:
             installation = survey(DeviceShell(session, device.name), self.home, placement_of(device))
             if installation.found.launcher is None:
-                raise DeviceError(
-                    f"device {device.name} has no agent in {installation.places.prefix}",
-                    hint=f"install it again: fedctl devices add {device.name} {admin_endpoint(device).url}",
-                    subject=device.name,
-                    code="no_agent",
-                )
+                raise no_agent(device, installation.places, session.host_key)
             changes = self.reinstall or not installation.up_to_date
             outcome = self._replace(device, installation) if changes else installation.start(restart=False)
             if changes:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedctl.core.errors import TrustError, UsageError
+from fedctl.core.errors import DeviceError, TrustError, UsageError
 from fedctl.core.home import Home
 from fedctl.core.records import Device
+from fedctl.ops.enrolment.survey import Places
 from fedctl.release.keys import login_path
 from fedctl.transport import AdminSession, Endpoint, open_admin
 from fedctl.transport.jump import Route
@@ -67,6 +68,23 @@ def visit(
 def admin_endpoint(device: Device) -> Endpoint:
     """The address as the admin typed it at enrolment; it may be an alias of an SSH configuration."""
     return Endpoint.parse(str(device.facts.get("admin_url", device.url)))
+
+
+def no_agent(device: Device, places: Places, host_key: str) -> DeviceError:
+    """The error for an agent that is not there any more; `host_key` is what the device shows now.
+
+    `devices add` puts it back and keeps the membership, unless the device was set up anew and shows another
+    host key: that one it only takes for a device that it does not know.
+    """
+    forget = "" if host_key == device.host_key else f"fedctl devices remove {device.name} --forget, then "
+    system = " --system" if places.system else ""
+    return DeviceError(
+        f"device {device.name} has no agent any more in {places.prefix}",
+        hint=f"install it again: {forget}fedctl devices add {device.name} "
+        f"{admin_endpoint(device).url}{system}",
+        subject=device.name,
+        code="no_agent",
+    )
 
 
 def check_via(admin: AdminLogin, devices: Sequence[Device]) -> None:

@@ -149,12 +149,42 @@ def test_another_host_key_is_pinned_when_its_fingerprint_is_given(
     assert answers(fleet, home)
 
 
-def test_a_device_without_its_agent_has_to_be_added_again(fleet: Store, home: Home, board: Board) -> None:
+def test_a_device_without_its_agent_is_added_again_and_stays_a_member(
+    fleet: Store, home: Home, board: Board
+) -> None:
     shutil.rmtree(board.prefix)
     error = rekeyed(fleet, home, board.admin).error
     assert isinstance(error, DeviceError)
     assert error.code == "no_agent"
-    assert f"fedctl devices add watch-1 {board.url}" in error.hint
+    assert error.hint == f"install it again: fedctl devices add watch-1 {board.url}"
+    before = fleet.device("watch-1")
+    devices.add(fleet, home, NewDevice(name="watch-1", url=board.url), admin=board.admin)
+    after = fleet.device("watch-1")
+    assert (after.identity_key, after.serial) == (before.identity_key, before.serial)
+    assert answers(fleet, home)
+
+
+def test_a_device_that_was_set_up_anew_has_to_be_forgotten_first(
+    fleet: Store, home: Home, board: Board
+) -> None:
+    board.sshd.stop()
+    board.sshd.new_host_key()
+    board.sshd.start()
+    shutil.rmtree(board.prefix)
+    accepted = replace(board.admin, accept_host_key=fingerprint(board.sshd.host_key))
+    error = rekeyed(fleet, home, accepted).error
+    assert isinstance(error, DeviceError)
+    forget, _, add = error.hint.removeprefix("install it again: ").partition(", then ")
+    assert (forget, add) == (
+        "fedctl devices remove watch-1 --forget",
+        f"fedctl devices add watch-1 {board.url}",
+    )
+    new = NewDevice(name="watch-1", url=board.url)
+    with pytest.raises(TrustError, match="another host key"):
+        devices.add(fleet, home, new, admin=accepted)
+    devices.remove(fleet, home, fleet.devices(), admin=accepted, forget=True)
+    devices.add(fleet, home, new, admin=accepted)
+    assert answers(fleet, home)
 
 
 # ------------------------------------------------------------------ by another's login
