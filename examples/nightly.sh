@@ -4,7 +4,8 @@
 #   nightly.sh MODEL DIRECTORY [OPTIONS of "fedctl round start"]
 #
 # Nothing is printed and nothing is mailed when all is well. A run that finds another one at work leaves it
-# alone. The exit code is fedctl's. $MAIL_TO is who gets the mail, by default root of this machine.
+# alone. The exit code is fedctl's. $MAIL_TO is who gets the mail, by default root of this machine; it needs
+# the command "mail" (Debian: bsd-mailx), and without it says on stderr what went wrong.
 set -u
 
 if [ $# -lt 2 ]; then
@@ -19,7 +20,7 @@ said=$(mktemp) || exit
 trap 'rm -f "$said"' EXIT
 
 failed() { # CODE WHAT
-    mail -s "fedctl: $2 of $model failed" "${MAIL_TO:-root}" <"$said"
+    mail -s "fedctl: $2 of $model failed" "${MAIL_TO:-root}" <"$said" || cat "$said" >&2 # nobody was told yet
     exit "$1"
 }
 

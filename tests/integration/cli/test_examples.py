@@ -94,6 +94,14 @@ def test_a_night_with_trouble_is_mailed(small: TestFleet, tmp_path: Path) -> Non
     assert machine.models() == []
 
 
+def test_a_night_without_a_mailer_says_it_itself(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "machine", tmp_path / "home")
+    (machine.directory / "bin" / "mail").write_text("#!/bin/sh\nexit 127\n")
+    done = machine.run(EXAMPLES / "nightly.sh", MODEL, machine.directory)
+    assert done.returncode == ExitCode.CONFIG
+    assert "fedctl init" in done.stderr
+
+
 def test_a_night_wants_to_know_model_and_directory(tmp_path: Path) -> None:
     done = Machine(tmp_path / "machine", tmp_path / "home").run(EXAMPLES / "nightly.sh", MODEL)
     assert (done.returncode, done.stdout) == (2, "")
