@@ -256,12 +256,11 @@ atexit.register(JUMP_HOSTS.close)
 
 def _key(path: Path | None) -> paramiko.PKey | None:
     """The fleet's login key; without it the person's own must do."""
-    import paramiko
-    from paramiko.pkey import UnknownKeyType
+    from fedctl.transport.sshlink import load_key
 
     try:
-        return None if path is None else paramiko.PKey.from_path(path)
-    except (OSError, ValueError, TypeError, paramiko.SSHException, UnknownKeyType):
+        return None if path is None else load_key(path)
+    except ConfigError:
         return None
 
 

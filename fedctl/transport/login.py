@@ -14,12 +14,12 @@ from pathlib import Path
 
 import paramiko
 from paramiko.agent import AgentSSH
-from paramiko.pkey import PublicBlob, UnknownKeyType
+from paramiko.pkey import PublicBlob
 
-from fedctl.core.errors import TrustError
+from fedctl.core.errors import ConfigError, TrustError
 from fedctl.transport.base import describe
 from fedctl.transport.sshconfig import SshTarget
-from fedctl.transport.sshlink import LoginAnswer, log_in
+from fedctl.transport.sshlink import ENCRYPTED_KEY, LoginAnswer, load_key, log_in
 
 _MOST_KEYS = 6  # OpenSSH's MaxAuthTries
 _AGENT_TIMEOUT_S = 60.0  # a person may have to confirm the use of a key
@@ -52,9 +52,8 @@ class KeyRing:
             public = _public_blob(path)
             if public is not None and public in held:
                 yield from self._with_certificates(held.pop(public), public)
-            elif path.is_file():
-                for key in self._load(path):
-                    yield from self._with_certificates(key, key.asbytes())
+            elif path.is_file() and (key := self._load(path)) is not None:
+                yield from self._with_certificates(key, key.asbytes())
         if not self._target.identities_only:
             for public, key in held.items():
                 yield from self._with_certificates(key, public)
@@ -101,13 +100,15 @@ class KeyRing:
         if all(blob.key_blob != other.key_blob for other in known):
             known.append(blob)
 
-    def _load(self, path: Path) -> Iterator[paramiko.PKey]:
+    def _load(self, path: Path) -> paramiko.PKey | None:
         try:
-            yield paramiko.PKey.from_path(path)
-        except (TypeError, paramiko.PasswordRequiredException):  # cryptography says TypeError
-            self.encrypted.append(path)
-        except (OSError, ValueError, paramiko.SSHException, UnknownKeyType) as error:
-            self.unusable.append(f"{path} cannot be used: {describe(error)}")
+            return load_key(path)
+        except ConfigError as error:
+            if error.code == ENCRYPTED_KEY:
+                self.encrypted.append(path)
+            else:
+                self.unusable.append(error.message)
+            return None
 
     def _open_agent(self) -> paramiko.Agent | _AgentAt | None:
         if not self._target.use_agent:

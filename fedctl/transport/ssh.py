@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import paramiko
-from paramiko.pkey import UnknownKeyType
 
-from fedctl.core.errors import ConfigError, DeviceError, FedctlError, TrustError
-from fedctl.transport.base import SSH_PORT, Endpoint, Stream, Transport, describe, remaining_s
+from fedctl.core.errors import DeviceError, FedctlError, TrustError
+from fedctl.transport.base import SSH_PORT, Endpoint, Stream, Transport, remaining_s
 from fedctl.transport.bridge import expect_agent
 from fedctl.transport.jump import JUMP_HOSTS, Route
 from fedctl.transport.sshlink import (
@@ -24,6 +23,7 @@ from fedctl.transport.sshlink import (
     connect,
     fingerprint,
     host_key_of,
+    load_key,
     log_in,
 )
 
@@ -110,7 +110,7 @@ class SshTransport(Transport):
         )
 
     def _try(self, path: Path, deadline: float) -> tuple[paramiko.Transport, LoginAnswer]:
-        key = _load(path)
+        key = load_key(path)
         with HANDSHAKES.turn((self._route, self._host, self._port), deadline):
             link = connect(
                 self._host,
@@ -161,14 +161,6 @@ def login_keys(current: Path) -> list[Path]:
     """The fleet's login key, and the one before it while `devices rekey` has not replaced it everywhere."""
     before = current.with_name(f"{current.name}.previous")
     return [current, before] if before.exists() else [current]
-
-
-def _load(path: Path) -> paramiko.PKey:
-    try:
-        key: paramiko.PKey = paramiko.PKey.from_path(path)
-    except (OSError, ValueError, TypeError, paramiko.SSHException, UnknownKeyType) as error:
-        raise ConfigError(f"login key {path} cannot be used: {describe(error)}", subject=str(path)) from error
-    return key
 
 
 class ChannelStream:

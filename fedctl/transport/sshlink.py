@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 
 import paramiko
+from paramiko.pkey import UnknownKeyType
 from paramiko.ssh_exception import PartialAuthentication
 
-from fedctl.core.errors import UnreachableError
+from fedctl.core.errors import ConfigError, UnreachableError
 from fedctl.transport.base import describe, remaining_s
 from fedctl.transport.tcp import open_tcp
 
@@ -27,6 +29,7 @@ _CIPHER = "aes128-gcm@openssh.com"  # hardware-supported nearly everywhere, and 
 _NO_BANNER = "Error reading SSH protocol banner"  # paramiko, when the server hangs up at once
 _TRIES, _PAUSE_S = 3, 0.4  # for a server that does so
 _MOST_HANDSHAKES = 8  # unfinished ones with one server
+ENCRYPTED_KEY = "encrypted_key"  # code of the error of a private key that needs a passphrase
 _RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
 
 # Without a handler of its own, paramiko's error log reaches stderr through logging's last resort; what
@@ -158,6 +161,24 @@ def log_in(transport: paramiko.Transport, user: str, key: paramiko.PKey, *, dead
     if error is None or isinstance(error, paramiko.AuthenticationException):
         return LoginAnswer.REFUSED
     raise error
+
+
+def load_key(path: Path) -> paramiko.PKey:
+    """A private key from its file.
+
+    Raises:
+        ConfigError: It cannot be used; with the code `ENCRYPTED_KEY` for want of its passphrase.
+    """
+    try:
+        key: paramiko.PKey = paramiko.PKey.from_path(path)
+    except (OSError, ValueError, TypeError, paramiko.SSHException, UnknownKeyType) as error:
+        # cryptography says TypeError where a passphrase is missing
+        encrypted = isinstance(error, TypeError | paramiko.PasswordRequiredException)
+        why, code = ("it is encrypted", ENCRYPTED_KEY) if encrypted else (describe(error), "")
+        raise ConfigError(
+            f"private key {path} cannot be used: {why}", subject=str(path), code=code
+        ) from error
+    return key
 
 
 def host_key_of(transport: paramiko.Transport) -> str:

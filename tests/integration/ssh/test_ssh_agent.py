@@ -139,9 +139,10 @@ def test_a_login_key_that_cannot_be_used(bed: SshBed, tmp_path: Path, content: s
         path.write_text(content)
     with (
         connect(device="watch-1", url=bed.url, host_key=bed.host_key, login_key=path) as client,
-        pytest.raises(ConfigError, match=str(path)),
+        pytest.raises(ConfigError, match=f"{path} cannot be used: ") as caught,
     ):
         client.health()
+    assert ("it is encrypted" in caught.value.message) is (content == "encrypted")
 
 
 def test_the_restricted_key_can_do_nothing_else(bed: SshBed, agent: FakeAgent) -> None:
