@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fedctl.transport.jump import Route
     from fedctl.transport.sshconfig import SshTarget
+    from fedctl.transport.sshlink import Opener
 
 _OUTPUT_BYTES = 8 * 1024 * 1024  # of stdout and stderr each
 _BLOCK_BYTES = 32 * 1024
@@ -151,35 +152,60 @@ def open_admin(  # noqa: PLR0913 - what a person can say about a login
     """
     from fedctl.transport.hostkeys import KnownHosts, check_host_key
     from fedctl.transport.jump import JUMP_HOSTS, Route, route_to
-    from fedctl.transport.login import log_in_as_person
     from fedctl.transport.sshconfig import resolve
-    from fedctl.transport.sshlink import HANDSHAKES, connect, host_key_of
 
-    for where in (endpoint, via or endpoint):
-        if where.scheme != "ssh":
-            raise UsageError(f"{where.url} is no ssh:// address", subject=where.url)
-    deadline = time.monotonic() + timeout_s
+    _check_ssh(endpoint, via)
     target = resolve(via or endpoint, config=ssh_config)
     own = resolve(endpoint, config=ssh_config) if via is not None else target
     host = target.hostname
     known = KnownHosts.read(target.known_hosts, target.known_as, target.port)
-    key_types = [pinned.split(" ", 1)[0]] if pinned else known.key_types
     remembered = Route.from_facts(facts or {})
     route = route_to(target, ssh_config).remembering(remembered)
     through = partial(JUMP_HOSTS.open, route, device=device or host, login_key=login_key, ask=ask)
+    link, shown = _log_in(
+        target,
+        route,
+        through if route.hops else None,
+        key_types=[pinned.split(" ", 1)[0]] if pinned else known.key_types,
+        check=partial(
+            check_host_key, known=known, where=host, accept=accept_host_key, ask=ask, pinned=pinned
+        ),
+        device=device or host,
+        timeout_s=timeout_s,
+    )
+    own_route = route_to(own, ssh_config).remembering(remembered)
+    return AdminSession(link, target, own, shown, JUMP_HOSTS.seen(own_route))
+
+
+def _check_ssh(endpoint: Endpoint, via: Endpoint | None) -> None:
+    for where in (endpoint, via or endpoint):
+        if where.scheme != "ssh":
+            raise UsageError(f"{where.url} is no ssh:// address", subject=where.url)
+
+
+def _log_in(
+    target: SshTarget,
+    route: Route,
+    opener: Opener | None,
+    *,
+    key_types: Sequence[str],
+    check: Callable[[str], None],
+    device: str,
+    timeout_s: float,
+) -> tuple[paramiko.Transport, str]:
+    """Connect, `check` the host key, log in; with the key that the server showed."""
+    from fedctl.transport.login import log_in_as_person
+    from fedctl.transport.sshlink import HANDSHAKES, connect, host_key_of
+
+    host, deadline = target.hostname, time.monotonic() + timeout_s
     link = None
     try:
         with HANDSHAKES.turn((route, host, target.port), deadline):
             link = connect(
-                host,
-                target.port,
-                key_types=key_types,
-                device=device or host,
-                deadline=deadline,
-                opener=through if route.hops else None,
+                host, target.port, key_types=key_types, device=device, deadline=deadline, opener=opener
             )
             shown = host_key_of(link)
-            check_host_key(shown, known, where=host, accept=accept_host_key, ask=ask, pinned=pinned)
+            check(shown)
             # A person may have thought about the question for longer than the deadline.
             log_in_as_person(link, target, deadline=time.monotonic() + timeout_s)
     except BaseException as error:
@@ -188,8 +214,7 @@ def open_admin(  # noqa: PLR0913 - what a person can say about a login
         if isinstance(error, FedctlError) or not isinstance(error, Exception):
             raise
         raise UnreachableError(f"login on {host} broke off: {describe(error)}", subject=host) from error
-    own_route = route_to(own, ssh_config).remembering(remembered)
-    return AdminSession(link, target, own, shown, JUMP_HOSTS.seen(own_route))
+    return link, shown
 
 
 class _TooMuchOutputError(Exception):

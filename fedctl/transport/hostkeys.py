@@ -90,49 +90,77 @@ def check_host_key(
     Raises:
         TrustError: Revoked, changed, unknown, or not the accepted one.
     """
-    kind, print_ = shown.split(" ", 1)[0], fingerprint(shown)
+    key = _Shown(shown, where)
     if shown in known.revoked:
-        raise _refuse(where, f"{kind} key {print_} of {where} is revoked in known_hosts")
-    there = f"ssh-keygen -lf /etc/ssh/ssh_host_{_FILE_WORDS.get(kind, 'ed25519')}_key.pub"
+        raise key.refusal(f"{key.kind} key {key.fingerprint} of {where} is revoked in known_hosts")
     if accept is not None:
-        if accept.rstrip("=") == print_:
-            return
-        raise _refuse(
-            where,
-            f"{kind} key of {where} is {print_}, not the accepted {accept}",
-            f"compare with what the device itself prints: {there}",
+        _check_accepted(key, accept)
+    elif pinned is not None:
+        _check_pinned(key, pinned)
+    elif shown not in known.keys:
+        _check_new(key, known, ask, unknown_hint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A key that a server proved, and the words about it."""
+
+    key: str  # "type base64"
+    where: str
+
+    @property
+    def kind(self) -> str:
+        return self.key.split(" ", 1)[0]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.key)
+
+    @property
+    def printed_by(self) -> str:
+        """The command that prints the fingerprint at the device itself."""
+        return f"ssh-keygen -lf /etc/ssh/ssh_host_{_FILE_WORDS.get(self.kind, 'ed25519')}_key.pub"
+
+    def refusal(self, message: str, hint: str = "") -> TrustError:
+        return TrustError(f"host {message}", hint=hint, subject=self.where, code="host_key")
+
+
+def _check_accepted(key: _Shown, accept: str) -> None:
+    if accept.rstrip("=") != key.fingerprint:
+        raise key.refusal(
+            f"{key.kind} key of {key.where} is {key.fingerprint}, not the accepted {accept}",
+            f"compare with what the device itself prints: {key.printed_by}",
         )
-    if pinned is not None:
-        if pinned == shown:
-            return
-        raise _refuse(
-            where,
-            f"{kind} key of {where} is {print_}, another one than at its enrolment",
-            f"if it was set up anew, compare with what it prints there ({there}), then "
+
+
+def _check_pinned(key: _Shown, pinned: str) -> None:
+    if pinned != key.key:
+        raise key.refusal(
+            f"{key.kind} key of {key.where} is {key.fingerprint}, another one than at its enrolment",
+            f"if it was set up anew, compare with what it prints there ({key.printed_by}), then "
             "`fedctl devices remove NAME --forget` and add it again; else somebody else answers",
         )
-    if shown in known.keys:
-        return
-    if kind in known.key_types:
-        raise _refuse(
-            where,
-            f"{kind} key of {where} has changed: it is {print_}, and known_hosts has another",
+
+
+def _check_new(key: _Shown, known: KnownHosts, ask: Callable[[str], bool] | None, unknown_hint: str) -> None:
+    """A key that no known_hosts file has for the host."""
+    if key.kind in known.key_types:
+        raise key.refusal(
+            f"{key.kind} key of {key.where} has changed: it is {key.fingerprint}, "
+            "and known_hosts has another",
             "if the device was re-flashed, remove the old line (ssh-keygen -R); else somebody else answers",
         )
     if ask is None:
         unread = "; known_hosts has only a @cert-authority for it, and host certificates are not read here"
-        raise _refuse(
-            where,
-            f"{kind} key of {where} is unknown: {print_}{unread if known.by_authority else ''}",
+        raise key.refusal(
+            f"{key.kind} key of {key.where} is unknown: {key.fingerprint}"
+            f"{unread if known.by_authority else ''}",
             unknown_hint
-            or f"compare it with what the device itself prints ({there}) and add --accept-host-key {print_}",
+            or f"compare it with what the device itself prints ({key.printed_by}) "
+            f"and add --accept-host-key {key.fingerprint}",
         )
-    if not ask(f"host key {print_} ({kind}) of {where} is new. Trust it?"):
-        raise _refuse(where, f"{kind} key {print_} of {where} was not trusted")
-
-
-def _refuse(where: str, message: str, hint: str = "") -> TrustError:
-    return TrustError(f"host {message}", hint=hint, subject=where, code="host_key")
+    if not ask(f"host key {key.fingerprint} ({key.kind}) of {key.where} is new. Trust it?"):
+        raise key.refusal(f"{key.kind} key {key.fingerprint} of {key.where} was not trusted")
 
 
 def _entries(paths: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
