@@ -47,7 +47,12 @@ class RuleOptions:
     """When a round's collection ends, and what may be published."""
 
     until: Annotated[
-        str | None, typer.Option("--until", metavar="EXPR", help="End early, e.g. at 'auroc>=0.85'.")
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="EXPR",
+            help="End early, e.g. at 'auroc>=0.85' (two classes), or by macro_f1, accuracy or loss.",
+        ),
     ] = None
     quorum: Annotated[
         int | None, typer.Option("--quorum", metavar="N", help="Updates that are needed; by default half.")

@@ -12,6 +12,7 @@ from typing import Self
 from fedctl.core.errors import UsageError
 
 METRICS = ("loss", "accuracy", "macro_f1", "auroc")
+_ALSO = {"f1": "macro_f1"}  # as the tables head it
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     ">": operator.gt,
@@ -40,7 +41,7 @@ class Until:
         match = _EXPRESSION.fullmatch(text)
         if match is None:
             raise UsageError(f"cannot read the target {text!r}", hint=_FORM, subject=text)
-        metric, comparison, threshold = match[1], match[2], float(match[3])
+        metric, comparison, threshold = _ALSO.get(match[1], match[1]), match[2], float(match[3])
         if metric not in METRICS:
             raise UsageError(
                 f"target {text!r}: there is no metric {metric!r}",
@@ -54,6 +55,19 @@ class Until:
     def __str__(self) -> str:
         """The expression, in one spelling: `auroc>=0.85`."""
         return f"{self.metric}{self.comparison}{self.threshold:g}"
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a metric that a model with so many classes does not have, before anything trains for it.
+
+        Raises:
+            UsageError: Naming the metrics it has.
+        """
+        if self.metric == "auroc" and classes != 2:  # the gate's histogram is of two
+            raise UsageError(
+                f"target {str(self)!r}: AUROC is of two classes, the model has {classes}",
+                hint=f"use macro_f1 or accuracy, for example 'macro_f1{self.comparison}{self.threshold:g}'",
+                subject=str(self),
+            )
 
     def met(self, metrics: Mapping[str, float | None]) -> bool:
         """Whether `metrics` reach the target; a metric that was not measured does not."""

@@ -12,6 +12,7 @@ from fedctl.core.round_records import Round, RoundDevice, RoundSummary
 from fedctl.core.selector import Selector
 from fedctl.core.until import Until
 from fedctl.ops.models import resolve
+from fedctl.ops.models import show as show_model
 from fedctl.ops.round_results import RoundDetail, RunResult
 from fedctl.ops.session import FleetSession
 from fedctl.ops.training.driver import cancel_file
@@ -52,7 +53,7 @@ def start(
 
     Raises:
         NotFoundError: The model does not exist, or the selector matches no training device.
-        UsageError: A wish is out of range.
+        UsageError: A wish is out of range, or the target is of a metric that the model does not have.
         LockedError: Another run holds the model.
         NotMetError: The model could not be scaled.
     """
@@ -62,6 +63,8 @@ def start(
     reference = _only_model(store) if model is None else model
     name = resolve(store, reference).model
     until = Until.parse(wishes.until) if wishes.until else None
+    if until is not None:
+        until.check_classes(show_model(store, home, reference).manifest.classes)
     try:
         with hold_lock(home, model=name), FleetSession(store, home) as session:
             resumed = finish_unfinished(session, name, observer)

@@ -30,7 +30,7 @@ def test_a_target_is_met_or_not(text: str, metrics: dict[str, float | None], *, 
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "auroc", "auroc>=", "auroc=0.8", "auroc==0.8", "auroc>=high", "f1>=0.8", "auroc>=85"),
+        *("", "auroc", "auroc>=", "auroc=0.8", "auroc==0.8", "auroc>=high", "f2>=0.8", "auroc>=85"),
         *("accuracy>1.01", "auroc>=nan", "loss<1e999", "auroc>=0.8 and loss<1", "auroc>=-1", "0.8<=auroc"),
     ],
 )
@@ -44,3 +44,12 @@ def test_it_is_written_in_one_spelling() -> None:
     until = Until.parse("loss < .30")
     assert str(until) == "loss<0.3"
     assert Until.parse(str(until)) == until
+    assert str(Until.parse("f1>=0.8")) == "macro_f1>=0.8"  # as the tables head it
+
+
+def test_a_metric_that_the_model_does_not_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(UsageError, match="AUROC is of two classes, the model has 3") as caught:
+        Until.parse("auroc>=0.85").check_classes(3)
+    assert caught.value.hint == "use macro_f1 or accuracy, for example 'macro_f1>=0.85'"
+    Until.parse("auroc>=0.85").check_classes(2)
+    Until.parse("f1>=0.85").check_classes(3)
