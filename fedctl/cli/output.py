@@ -163,17 +163,25 @@ class View:
     names: Sequence[str] = ()  # `-o name`
     nothing: str = ""  # said on stderr where a table for a person has no rows
     action: bool = False  # done rather than asked for: `-q` says nothing of it
+    warnings: Sequence[str] = ()  # said on stderr in every form, and with `-q`
     exit_code: ExitCode = ExitCode.OK
 
 
 def show(view: View, form: Format | None, *, quiet: bool) -> None:
     """Write a view to stdout; `form` is None where nobody asked for one."""
+    _warn(view.warnings)
     if view.action and quiet and form is None:
         return
     screen = Screen.of(sys.stdout)
     write(sys.stdout, _LINES[form or Format.TABLE](view, screen))
     if view.nothing and not view.rows and form in {None, Format.TABLE} and not quiet:
         write(sys.stderr, [Screen.of(sys.stderr).paint(view.nothing)])
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    screen = Screen.of(sys.stderr)
+    for warning in warnings:
+        write(sys.stderr, map(screen.paint, Details([("warning", (warning,))]).lines(screen.columns)))
 
 
 def _table_lines(view: View, screen: Screen) -> Iterator[str]:

@@ -109,7 +109,7 @@ def ran(result: RunResult, *, strict: bool) -> View:
             code="target",
         )
     names = [f"{r.model}@{r.result_version}" for r in rounds if r.result_version is not None]
-    partial = strict and any(summary.dropped for summary in rounds)
+    partial = strict and any(summary.dropped or summary.unmeasured for summary in rounds)
     met = [f"target {result.until} met after {_count(len(result.rounds))}"] if result.until_met else []
     return View(
         body,
@@ -117,6 +117,7 @@ def ran(result: RunResult, *, strict: bool) -> View:
         to_json(rounds),
         names[-1:],
         action=True,
+        warnings=_unmeasured(rounds),
         exit_code=ExitCode.PARTIAL if partial else ExitCode.OK,
     )
 
@@ -131,7 +132,8 @@ def resumed(rounds: Sequence[RoundSummary]) -> View:
         check_published(summary)
     lines = closing(rounds) if rounds else ["no round is unfinished"]
     rows: list[Json] = to_json(tuple(rounds))
-    return View({"rounds": rows}, [Lines(lines)], rows, [str(r.id) for r in rounds], action=True)
+    numbers = [str(r.id) for r in rounds]
+    return View({"rounds": rows}, [Lines(lines)], rows, numbers, action=True, warnings=_unmeasured(rounds))
 
 
 def cancelled(summary: RoundSummary) -> View:
@@ -257,6 +259,19 @@ def closing(rounds: Sequence[RoundSummary]) -> list[str]:
             f"dropped {d.device}: {beside(d.device, d.reason or 'no reason is known')}" for d in r.dropped
         ]
     return lines
+
+
+def _unmeasured(rounds: Sequence[RoundSummary]) -> list[str]:
+    """What nobody should overlook: a gate that was to be held and was not."""
+    return [
+        f"{r.model}@{r.result_version} is published unmeasured: none of its {r.holdout} hold-out devices "
+        f"answered (round {r.id}, gate none)"
+        if r.holdout > 1
+        else f"{r.model}@{r.result_version} is published unmeasured: its only hold-out device did not "
+        f"answer (round {r.id}, gate none)"
+        for r in rounds
+        if r.unmeasured
+    ]
 
 
 def _count(rounds: int) -> str:

@@ -135,3 +135,9 @@ class RoundSummary:
     dropped: tuple[RoundDevice, ...] = ()
     macro_f1: float | None = None
     macro_f1_before: float | None = None
+    holdout: int = 0  # devices selected to measure only
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether it is published though devices were there to measure it: none of them did."""
+        return self.phase is RoundPhase.PUBLISHED and self.gate == "none" and self.holdout > 0

@@ -89,6 +89,7 @@ def summarise(store: ReadStore, round_: Round) -> RoundSummary:
         attempt=round_.attempt,
         plan=round_.plan,
         cohort=sum(row.role is Role.TRAIN for row in rows),
+        holdout=sum(row.role is Role.HOLDOUT for row in rows),
         contributors=sum(row.stage is Stage.AGGREGATED for row in rows),
         evaluated=int(round_.metrics.get("evaluated", 0)),
         loss=candidate.get("loss"),

@@ -17,6 +17,7 @@ from fedctl.core.model_records import VersionState
 from fedctl.core.progress import DeviceProgress, Event, Note
 from fedctl.core.round_records import RoundPhase, Stage
 from fedctl.core.selector import Selector
+from fedctl.core.until import METRICS
 from fedctl.ops import rounds
 from fedctl.store.lock import hold_lock
 from tests.fleet import MODEL, WISHES, TestFleet, fleet
@@ -152,6 +153,19 @@ def test_without_hold_out_data_the_gate_says_none(tmp_path: Path) -> None:
     assert (summary.phase, summary.gate) == (RoundPhase.PUBLISHED, "none")
 
 
+def test_a_hold_out_device_that_is_down_is_warned_of(small: TestFleet) -> None:
+    small.agents["dev-4"].kill()
+    words = ("round", "start", MODEL, "--deadline", "4s", "--seed", "7", "-q")
+    done = small.cli(*words)
+    assert (done.returncode, done.stdout) == (0, "")
+    said = " ".join(done.stderr.split())
+    assert said == (
+        f"warning: {MODEL}@3 is published unmeasured: its only hold-out device did not answer "
+        "(round 1, gate none)"
+    )
+    assert small.cli(*words, "--strict").returncode == 3
+
+
 def test_until_ends_a_run_early(small: TestFleet) -> None:
     wishes = replace(WISHES, until="auroc>=0.6")
     with small.store() as store:
@@ -160,6 +174,20 @@ def test_until_ends_a_run_early(small: TestFleet) -> None:
         assert len(run.rounds) < 9
         unmet = replace(WISHES, until="auroc>=1.0")
         assert rounds.start(store, small.home, MODEL, EVERYONE, wishes=unmet).until_met is False
+
+
+def test_a_target_that_the_model_cannot_have_trains_nothing(small: TestFleet) -> None:
+    words = ("--builder", "mlp", "--input", "6", "--hidden", "4", "--classes", "3")
+    assert small.cli("model", "create", "three", *words).returncode == 0
+    done = small.cli("round", "start", "three", "--until", "auroc>=0.85")
+    assert done.returncode == 2, done.stderr
+    assert "macro_f1 or accuracy" in done.stderr
+    assert "no rounds yet" in small.cli("round", "list").stderr + small.cli("round", "list").stdout
+
+
+def test_the_help_of_a_target_names_every_metric(small: TestFleet) -> None:
+    shown = small.cli("round", "start", "--help").stdout
+    assert all(metric in shown for metric in METRICS)
 
 
 def test_same_seed_same_data_same_bytes(tmp_path: Path) -> None:

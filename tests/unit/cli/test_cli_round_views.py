@@ -86,6 +86,23 @@ def test_a_gate_that_nobody_could_judge_is_said() -> None:
     assert "gate none" in sentences(views.ran(RunResult((lonely,)), strict=False))[0]
 
 
+def test_hold_out_devices_that_did_not_answer_are_warned_of_even_quietly(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unmeasured = replace(PUBLISHED, gate="none", loss=None, auroc=None, evaluated=0, holdout=2)
+    show(views.ran(RunResult((unmeasured,)), strict=False), None, quiet=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert " ".join(captured.err.split()) == (
+        "warning: health@13 is published unmeasured: none of its 2 hold-out devices answered "
+        "(round 41, gate none)"
+    )
+    assert views.ran(RunResult((unmeasured,)), strict=True).exit_code is ExitCode.PARTIAL
+    without = replace(unmeasured, holdout=0)  # nobody was there to measure
+    assert views.ran(RunResult((without,)), strict=True).exit_code is ExitCode.OK
+    assert not views.ran(RunResult((without,)), strict=False).warnings
+
+
 def test_a_failed_round_names_cause_devices_and_what_stays() -> None:
     with pytest.raises(NotMetError) as caught:
         views.ran(RunResult((FAILED,)), strict=False)
