@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fedctl_agent.state import StateDir, read_json, write_durably
 from fedctl_wire.codec import encode, from_json
+from fedctl_wire.errors import WireError
 from fedctl_wire.signing import key_id
 
 LIFETIME_S = 15 * 60.0
@@ -30,6 +31,10 @@ _SCHEME = "bearer "
 
 class TokenError(Exception):
     """What was presented does not open this device."""
+
+
+class _TornError(TokenError):
+    """The file holds no token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,10 @@ class Tokens:
             OSError: When that cannot be written.
         """
         with self._lock:
-            opened = self._read()
+            try:
+                opened = self._read()
+            except _TornError:  # it opens nothing as it is, and need not hold up an enrolment at the socket
+                return
             if opened is not None:
                 write_durably(self._state.token, encode(replace(opened, used=True)))
 
@@ -131,6 +139,9 @@ class Tokens:
             return from_json(_Opened, read_json(self._state.token), what="token")
         except FileNotFoundError:
             return None
+        except WireError as error:
+            name = self._state.token.name
+            raise _TornError(f"this device's {name} is damaged: run fedctl-agent enrol again") from error
 
 
 def _hash(secret: str) -> str:

@@ -19,7 +19,7 @@ from fedctl_agent.state import StateDir
 from fedctl_wire.errors import WireError
 
 if TYPE_CHECKING:
-    from fedctl_agent.daemon.tls import TlsListener
+    from fedctl_agent.daemon.tls import Contexts, TlsListener
 
 
 class Https:
@@ -44,6 +44,7 @@ class Https:
         self._places = places
         self._deadlines = deadlines
         self._address: Address | None = None
+        self._contexts: Contexts | None = None
 
     def follow_settings(self) -> None:
         """Listen where `agent.toml` says now, or no longer. Open connections stay."""
@@ -59,21 +60,34 @@ class Https:
         except (OSError, WireError) as failure:
             error = str(failure)
             log.write("error", f"does not listen for HTTPS: {error}")
+        if error is None and self._contexts is not None:
+            error = self._contexts.error
         self._agent.https = {"address": str(self._address) if self.listener else None, "error": error}
 
     def close(self) -> None:
         """Stop listening."""
         if self.listener is not None:
             self.listener.remove()
-        self.listener = self._address = None
+        self.listener = self._address = self._contexts = None
+
+    def _tell(self, error: str | None) -> None:
+        """Key or certificates changed for the worse, or are well again; from a connection's thread."""
+        if self.listener is None:  # what is wrong at the start, who starts it says
+            return
+        if error is None:
+            self._agent.log.write("info", "HTTPS: key and certificates are well again")
+        else:
+            self._agent.log.write("error", f"HTTPS goes on with what was good before: {error}")
+        self._agent.https = {"address": str(self._address), "error": error}
 
     def _listen(self, address: Address) -> TlsListener:
         from fedctl_agent.daemon.tls import Contexts, TlsListener
 
         if not self._state.certificate.exists():
             make_identity(self._state)  # the state directory of an agent that had no TLS yet
-        contexts = Contexts(self._state, self._agent.trust)
+        contexts = Contexts(self._state, self._agent.trust, tell=self._tell)
         contexts.current()  # what is wrong with key or certificate is better known now
+        self._contexts = contexts
         return TlsListener(
             address,
             Router(self._agent),

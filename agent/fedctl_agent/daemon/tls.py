@@ -16,6 +16,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from fedctl_agent.daemon.connection import Connection, ConnectionClosed, Deadlines
@@ -30,6 +31,7 @@ from fedctl_wire.limits import KIB
 from fedctl_wire.messages import ErrorBody
 
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL; the ssl module has no name for it
+_OTHER_KEY = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
 _RECORD_BYTES = 16 * KIB  # of one TLS record, at most; a larger buffer would not be filled
 _FILE_BLOCK = 256 * KIB
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -43,47 +45,79 @@ _PLAIN = (
 
 
 class Contexts:
-    """What handshakes are made with: follows the enrolment, and the certificates on disk. Thread-safe."""
+    """What handshakes are made with: follows the enrolment, and the certificates on disk. Thread-safe.
 
-    def __init__(self, state: StateDir, trust: Trust) -> None:
+    A file that is damaged while the agent runs is named once, and the handshakes go on with what was good.
+
+    Args:
+        state: Where key and certificates are.
+        trust: Knows whether the device is enrolled.
+        tell: Is called with what is wrong, or with None when nothing is any more, each time that changes.
+    """
+
+    def __init__(
+        self, state: StateDir, trust: Trust, *, tell: Callable[[str | None], None] = lambda _: None
+    ) -> None:
         self._state = state
         self._trust = trust
+        self._tell = tell
         self._lock = threading.Lock()
-        self._stamp: object = None
-        self._context: ssl.SSLContext | None = None
+        self._stamp: tuple[object, ...] = ()
+        self._good: tuple[bool, ssl.SSLContext] | None = None  # whether it asks for certificates, and it
+        self._error: str | None = None
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong with the files as they were last seen."""
+        return self._error
 
     def current(self) -> ssl.SSLContext:
         """The context for the next connection.
 
         Raises:
-            OSError: When key or certificates cannot be read, or are none (`ssl.SSLError`).
+            OSError: When key or certificates cannot be read, or are none, and never were good.
         """
         with self._lock:
             mutual = self._trust.enrolled
             stamp = (mutual, *(self._version(path) for path in self._files(mutual=mutual)))
-            if self._context is None or stamp != self._stamp:
-                self._context = self._make(mutual=mutual)
+            if stamp != self._stamp:
                 self._stamp = stamp
-            return self._context
+                self._renew(mutual=mutual)
+            if self._good is None or self._good[0] is not mutual:
+                raise OSError(self._error)
+            return self._good[1]
+
+    def _renew(self, *, mutual: bool) -> None:
+        before = self._error
+        try:
+            self._good = mutual, self._make(mutual=mutual)
+            self._error = None
+        except OSError as error:
+            self._error = str(error)
+        if self._error != before:
+            self._tell(self._error)
 
     def _files(self, *, mutual: bool) -> list[str]:
         files = [self._state.identity_key, self._state.certificate]
         return [str(path) for path in (*files, *([self._state.authority] if mutual else []))]
 
     @staticmethod
-    def _version(path: str) -> tuple[int, ...]:
-        found = os.stat(path)  # noqa: PTH116 - once a connection; pathlib would take longer than the call
+    def _version(path: str) -> tuple[int, ...] | None:
+        try:
+            found = os.stat(path)  # noqa: PTH116 - once a connection; pathlib would take longer than the call
+        except OSError:
+            return None
         return found.st_mtime_ns, found.st_ino, found.st_size
 
     def _make(self, *, mutual: bool) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
         context.num_tickets = 0  # a resumed session would not show its certificate again
-        context.load_cert_chain(self._state.certificate, self._state.identity_key)
+        _load_own(context, self._state.certificate, self._state.identity_key)
         if mutual:
             context.verify_mode = ssl.CERT_REQUIRED
             context.verify_flags |= _NO_CHECK_TIME
-            context.load_verify_locations(self._state.authority)
+            _load_certificate(context, self._state.authority)
         return context
 
 
@@ -224,6 +258,32 @@ class TlsListener(Listener):
         return TlsConnection(
             request, self.application, contexts=self._contexts, trust=self._trust, deadlines=self.deadlines
         )
+
+
+def _load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Load key and certificate; OpenSSL itself does not say which of the two is none.
+
+    Raises:
+        OSError: Naming the file.
+    """
+    try:
+        context.load_cert_chain(certificate, key, password="")  # without it a terminal would be asked
+    except OSError as error:
+        _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate)
+        if getattr(error, "reason", "") in _OTHER_KEY:
+            raise OSError(f"{certificate} is not the certificate of {key}") from error
+        raise OSError(f"{key} cannot be used as a private key: {_why(error)}") from error
+
+
+def _load_certificate(context: ssl.SSLContext, path: Path) -> None:
+    try:
+        context.load_verify_locations(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be used as a certificate: {_why(error)}") from error
+
+
+def _why(error: OSError) -> str:
+    return "it is damaged" if isinstance(error, ssl.SSLError) else str(error.strerror or error)
 
 
 def _set_options(sock: socket.socket) -> None:

@@ -355,3 +355,49 @@ def readable_python() -> str:
             if told.stdout.strip() == str(sys.version_info[:2]):
                 return python
     pytest.skip("no interpreter that other users can read")
+
+
+@pytest.mark.parametrize("damaged", ["authority.pem", "certificate.pem", "key.pem"])
+def test_a_damaged_file_is_named_and_what_was_good_goes_on(
+    tmp_path: Path, start_daemon: StartDaemon, damaged: str
+) -> None:
+    bed = TlsBed(tmp_path / "state")
+    bed.enrol_with_certificates()
+    bed.port = free_port()
+    bed.state.settings.write_text(f'https = "127.0.0.1:{bed.port}"\n')
+    daemon = start_daemon(bed)
+    assert bed.call("GET", "/status", shown=bed.operator).json["https"]["error"] is None
+    path = bed.state.identity / damaged
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    for _ in range(3):
+        https = bed.call("GET", "/status", shown=bed.operator).json["https"]
+        assert https["address"] == f"127.0.0.1:{bed.port}"
+        assert damaged in https["error"]
+    assert bed.state.log.read_text().count(damaged) == 1
+    path.write_bytes(whole)
+    assert bed.call("GET", "/status", shown=bed.operator).json["https"]["error"] is None
+    path.write_bytes(whole[: len(whole) // 2])
+    assert daemon.stop() == 0
+    start_daemon(bed)
+    https = bed.client("GET", "/status").json["https"]
+    assert https["address"] is None
+    assert damaged in https["error"]
+
+
+def test_a_certificate_of_another_key_is_named(tmp_path: Path, start_daemon: StartDaemon) -> None:
+    bed = TlsBed(tmp_path / "state")
+    bed.enrol_with_certificates()
+    bed.state.certificate.write_bytes(bed.operator.pem)
+    bed.state.settings.write_text(f'https = "127.0.0.1:{free_port()}"\n')
+    start_daemon(bed)
+    assert "is not the certificate of" in bed.client("GET", "/status").json["https"]["error"]
+
+
+def test_a_damaged_token_is_answered_with_the_way_out(tmp_path: Path) -> None:
+    bed = TlsBed(tmp_path / "state")
+    with served_over_tls(bed):
+        bed.state.token.write_bytes(b'{"sha256": "')
+        answer = bed.put_enrolment("a" * 32)
+    assert (answer.status, answer.code) == (401, "token")
+    assert "run fedctl-agent enrol again" in answer.json["message"]

@@ -122,3 +122,14 @@ def test_used_it_opens_nothing_any_more(device: Device) -> None:
 def test_using_up_what_was_never_opened_is_nothing(device: Device) -> None:
     device.tokens.use_up()
     assert not device.state.token.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"sha256": "ab', b"[]", b"\0" * 64])
+def test_a_damaged_file_is_no_token_and_the_way_out_is_named(device: Device, content: bytes) -> None:
+    authorization = device.open()
+    device.state.token.write_bytes(content)
+    assert device.refusal(authorization) == (
+        "this device's token.json is damaged: run fedctl-agent enrol again"
+    )
+    device.tokens.use_up()  # an enrolment at the socket is not held up by it
+    device.tokens.check(device.open())
