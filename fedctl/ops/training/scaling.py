@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fedctl.ops.training.errand import errand_plan
 from fedctl.ops.training.exchange import Assignment, carry_out, offer, verified_result
 from fedctl.release.bundle import Bundle, next_version
 from fedctl.transport import retrying, sweep
+from fedctl_wire.manifest import Manifest
 from fedctl_wire.messages import TaskKind
 from fedctl_wire.signing import Envelope
 
@@ -88,10 +89,26 @@ def _gather(errand: _Errand, devices: Sequence[Device], quorum: int, observer: O
         raise NotMetError(
             f"scaling of {errand.base.manifest.model} failed: quorum {quorum} not met, "
             f"{len(results)} of {len(devices)} devices delivered their sums{reasons}",
-            hint="mend the devices above, or lower --quorum",
+            hint=_way_out(errand.base.manifest, failures.values()),
             subject=str(errand.base.manifest.model),
         )
     return results
+
+
+def _way_out(manifest: Manifest, failures: Iterable[FedctlError]) -> str:
+    """What to do about devices that delivered nothing; a misfit is the model's to mend."""
+    if not any(error.code == "schema" for error in failures):
+        return "mend the devices above, or lower --quorum"
+    if manifest.columns:
+        return (
+            f"{manifest.model} takes the columns {','.join(manifest.columns)}; what devices have: "
+            "fedctl data check; make a model that fits: fedctl model create NAME --columns …"
+        )
+    size = "x".join(map(str, manifest.input_shape))
+    return (
+        f"{manifest.model} takes --input {size} and --classes {manifest.classes}; what devices have: "
+        "fedctl data check; make a model that fits: fedctl model create NAME --input N …"
+    )
 
 
 def _ask(errand: _Errand, device: Device) -> Path:

@@ -166,6 +166,17 @@ def test_a_hold_out_device_that_is_down_is_warned_of(small: TestFleet) -> None:
     assert small.cli(*words, "--strict").returncode == 3
 
 
+def test_a_model_that_does_not_fit_the_devices_is_named_and_not_the_devices(small: TestFleet) -> None:
+    words = ("--builder", "mlp", "--input", "8", "--hidden", "4", "--classes", "2")
+    assert small.cli("model", "create", "wide", *words).returncode == 0
+    done = small.cli("round", "start", "wide")
+    assert done.returncode == 6, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "wide takes --input 8 and --classes 2" in said
+    assert "fedctl model create NAME --input N" in said
+    assert "mend the devices" not in said
+
+
 def test_until_ends_a_run_early(small: TestFleet) -> None:
     wishes = replace(WISHES, until="auroc>=0.6")
     with small.store() as store:
