@@ -56,10 +56,13 @@ class Probe:
     @property
     def sentence(self) -> str:
         """The device in one line for a person."""
-        memory = "" if self.free_memory_bytes is None else f", {self.free_memory_bytes / 1e6:.0f} MB free"
+        free = {"memory": self.free_memory_bytes, "disk": self.free_disk_bytes}
+        room = "".join(
+            f", {size / 1e6:.0f} MB of {what} free" for what, size in free.items() if size is not None
+        )
         systemd = self.systemd_user or (self.root and self.systemd_system)
         manager = "systemd" if systemd else "no systemd for this user"
-        return f"{self.system}, {self.machine}, Python {self.python_version}{memory}, {manager}"
+        return f"{self.system}, {self.machine}, Python {self.python_version}{room}, {manager}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class Found:
     authorized_keys: str | None  # base64 of the file
     state: bool
     enrolled: bool
+    root_key: str | None  # that its enrolment pinned
+    member: str | None  # its name in that fleet
     trust_files: tuple[str, ...]
     sources: tuple[str, ...]
 
