@@ -25,11 +25,11 @@ from fedctl_agent.sources.rows import (
     LABELS,
     UNLABELLED,
     Rows,
+    Times,
     asked_columns,
     infinite_is_missing,
     no_examples,
     room,
-    seconds_of,
 )
 from fedctl_agent.sources.source import Source, check_fit, check_shape
 from fedctl_agent.trainers.contract import JobError
@@ -240,8 +240,9 @@ def _column(arrays: dict[str, NDArray[Any]], name: str, path: Path, examples: in
 
 
 def _times(column: NDArray[Any], path: Path, name: str) -> NDArray[np.float64]:
+    read = Times(f"{path.name}: {shown(name)!r}")
     try:
-        times = np.array([seconds_of(cell) for cell in column.tolist()], np.float64)
+        times = np.array([read.take(cell) for cell in column.tolist()], np.float64)
     except ValueError:
         raise JobError("data", f"{path.name}: {name!r} has what is no time") from None
     return times

@@ -30,6 +30,7 @@ _ARRAY_BYTES = 1024 * MIB
 _ROOM_ROWS = 1024  # how often the room is looked at
 _TOLERATED = 10  # one row in so many may be unreadable: a wearable's battery dies in the middle of a line
 _MISSING_WORDS = frozenset({"", "na", "n/a", "nan", "null", "none", "nil", "?", "-", "--"})
+_DATES = (19_000_101, 21_001_231)  # numbers that may be dates without separators
 _UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))  # a time of this size or more is in 1/so many seconds
 
 
@@ -62,6 +63,7 @@ class RowBuilder:
         self._x, self._y, self._time, self._group = array("f"), array("q"), array("d"), array("i")
         self._unreadable = self._old = 0
         self._first_fault: tuple[str, str] | None = None
+        self._times = Times(f"source {source.name!r}: {shown(source.spec.time)!r}")
         self._room = room()
 
     def add(self, cells: Sequence[Any], where: str, line: int) -> None:
@@ -70,7 +72,7 @@ class RowBuilder:
         try:
             y = self._label(cells[fault])
             fault += 1
-            moment = seconds_of(cells[fault]) if self._spec.time else 0.0
+            moment = self._times.take(cells[fault]) if self._spec.time else 0.0
             fault = -1
             values = self._numbers(cells)
         except (ValueError, TypeError, OverflowError):
@@ -158,6 +160,62 @@ class RowBuilder:
 def asked_columns(spec: SourceSpec) -> tuple[str, ...]:
     """The columns beside the features: label, and time and group where there are."""
     return tuple(name for name in (spec.label, spec.time, spec.group) if name is not None)
+
+
+class Times:
+    """The times of one column: as `seconds_of`, but numbers such as 20240131 throughout are dates.
+
+    As seconds they all lie in 1970. A column whose first number is such a one and that goes on with others
+    is refused: whether it has dates with a slip or seconds, nobody can tell.
+
+    Args:
+        what: The column, for the message.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._dates: bool | None = None  # as the first number says
+
+    def take(self, cell: Any) -> float:
+        """Unix seconds of the next cell.
+
+        Raises:
+            JobError: `data` when it cannot be told whether the column has dates.
+            ValueError: It is no time.
+            TypeError: Likewise.
+        """
+        moment = seconds_of(cell)
+        if self._dates is False or _is_text(cell):
+            return moment
+        date = _date_of(moment)
+        if date is None and self._dates:
+            raise JobError(
+                "data",
+                f"{self._what} begins with numbers that read as dates, as 20240131 does, and goes on with "
+                "others: write dates as 2024-01-31, or all times in seconds",
+            )
+        self._dates = date is not None
+        return moment if date is None else date
+
+
+def _is_text(cell: Any) -> bool:
+    """Whether a time is a text, not a number or the text of one."""
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
+
+
+def _date_of(number: float) -> float | None:
+    """Unix seconds of the start, in UTC, of the day of 20240131; None where it reads as none."""
+    if not _DATES[0] <= number <= _DATES[1] or not number.is_integer():
+        return None
+    year, rest = divmod(int(number), 10_000)
+    try:
+        return datetime(year, *divmod(rest, 100), tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
 
 
 def seconds_of(cell: Any) -> float:

@@ -138,6 +138,37 @@ def test_ways_to_write_a_time(tmp_path: Path, cell: str, seconds: float) -> None
     assert rows.time.tolist() == [seconds]
 
 
+def times(root: Path, *cells: str, settings: str = "") -> list[float]:
+    (root / "data").mkdir()
+    (root / "data" / "a.csv").write_text("at,hr,steps,y\n" + "".join(f"{cell},1,2,0\n" for cell in cells))
+    (root / "watch.toml").write_text(SOURCE + 'time = "at"\n' + settings)
+    rows = csv_table.read(read_source(root / "watch.toml"), None, None)
+    assert rows.time is not None
+    return rows.time.tolist()
+
+
+@pytest.mark.parametrize("cells", [("20240131", "20240201"), ("20240131.0", "20240201.0")])
+def test_dates_without_separators_are_dates_and_not_seconds_of_1970(
+    tmp_path: Path, cells: tuple[str, ...]
+) -> None:
+    assert times(tmp_path, *cells) == [1706659200.0, 1706745600.0]
+
+
+def test_old_dates_without_separators_are_not_taken_for_older_ones(tmp_path: Path) -> None:
+    text = "at,hr,steps,y\n20260901,1,2,0\n20250901,1,2,0\n"
+    assert len(data(tmp_path, text, 'time = "at"\nmax_age_days = 60\n').y) == 1
+
+
+def test_numbers_that_only_partly_read_as_dates_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="'at' begins with numbers that read as dates") as caught:
+        times(tmp_path, "20240131", "20240132")
+    assert caught.value.code == "data"
+
+
+def test_seconds_that_pass_through_numbers_like_dates_stay_seconds(tmp_path: Path) -> None:
+    assert times(tmp_path, "20240100", "20240101", "20240102") == [20240100.0, 20240101.0, 20240102.0]
+
+
 def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"^a\.csv has a line of more than 1048576 characters"):
         data(tmp_path, "hr,steps,y\n" + "1" * 3_000_000)

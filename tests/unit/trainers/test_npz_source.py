@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedctl_agent.sources import LocalData, choose_source, local_data, read_source, rows
+from fedctl_agent.sources import LocalData, choose_source, local_data, npz, read_source, rows
 from fedctl_agent.trainers import JobError
 from fedctl_wire.messages import TaskState
 from tests.unit.trainers.jobs import Bench
@@ -327,3 +327,16 @@ def test_no_source_is_a_refusal(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no source of data") as caught:
         choose_source(tmp_path, "har")
     assert (caught.value.code, caught.value.state) == ("no_source", TaskState.REFUSED)
+
+
+def test_dates_without_separators_are_dates_here_too(bench: Bench) -> None:
+    bench.source(GOOD.replace("here", "../data") + 'time = "day"\n', name="har")
+    x, y = bench.examples(2)
+    path = bench.data / "a.npz"
+    np.savez(path, x=x, y=y, day=np.array([20240131, 20240201]))
+    found = npz.read(read_source(bench.sources / "har.toml"), None, None)
+    assert found.time is not None
+    assert found.time.tolist() == [1706659200.0, 1706745600.0]
+    np.savez(path, x=x, y=y, day=np.array([20240131, 20240132]))
+    with pytest.raises(JobError, match=r"^a\.npz: 'day' begins with numbers that read as dates"):
+        load(bench)
