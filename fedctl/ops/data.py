@@ -8,20 +8,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedctl.core.data_verdicts import Finding, Mark, Wanted, judge
 from fedctl.core.errors import ConfigError, FedctlError, UnreachableError
 from fedctl.core.home import Home
 from fedctl.core.plan import needs_of
-from fedctl.core.progress import DeviceProgress, Observer, silent
+from fedctl.core.progress import DeviceProgress, Note, Observer, silent
 from fedctl.core.records import Device, Role
 from fedctl.ops import models
 from fedctl.ops.contact import greet, reach
 from fedctl.ops.enrolment.source import read_source
 from fedctl.store import ReadStore, Store
-from fedctl.transport import sweep
+from fedctl.transport import Endpoint, sweep
 from fedctl.transport.pool import PARALLEL
 from fedctl_wire.codec import decode
 from fedctl_wire.errors import WireError
@@ -30,6 +30,7 @@ from fedctl_wire.messages import DataReport, SourceReport
 
 TIMEOUT_S = 75.0  # a device gives its own counting 60 s
 _HERE = "this machine"
+_DEADLINE_S = 60.0  # to read the data, as on a device
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class DataCheck:
     report: DataReport | None = None
     sources: tuple[SourceCheck, ...] = ()
     error: FedctlError | None = None
+    scheme: str = ""  # of the device's URL; empty for this machine
 
     @property
     def usable(self) -> bool:
@@ -86,6 +88,11 @@ def check(
         NotFoundError: There is no such model.
     """
     wanted, serial = wanted_model(store, home, model), store.fleet().roster_serial
+    names = [known.name for known in store.models()]
+    if wanted is None and len(names) > 1:
+        observer(
+            Note(f"fit is not checked, there are several models ({', '.join(names)}): name one by --model")
+        )
 
     def ask(device: Device) -> tuple[str, DataReport]:
         with reach(home, device) as client:
@@ -104,7 +111,7 @@ def check(
     with store.transaction():
         for name, version in versions.items():
             store.set_device_seen(name, agent_version=version)
-    return tuple(found[device.name] for device in devices)
+    return tuple(replace(found[d.name], scheme=Endpoint.parse(d.url).scheme) for d in devices)
 
 
 def check_here(source: Path, wanted: Wanted | None = None) -> DataCheck:
@@ -116,7 +123,16 @@ def check_here(source: Path, wanted: Wanted | None = None) -> DataCheck:
     """
     read_source(source)
     command = [sys.executable, "-P", "-m", "fedctl_agent.sources.describe", "--source", str(source)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_DEADLINE_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"the data of {source} could not be read in {_DEADLINE_S:g} s",
+            hint="a device allows no more either: name fewer rows, e.g. a view of the last months",
+            subject=str(source),
+        ) from error
     try:
         report = decode(DataReport, done.stdout, limit=LIMITS.json_body_bytes, what="report")
     except WireError as error:

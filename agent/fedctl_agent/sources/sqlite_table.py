@@ -21,11 +21,13 @@ from fedctl_agent.sources.files import data_file
 from fedctl_agent.sources.rows import RowBuilder, Rows, asked_columns
 from fedctl_agent.sources.source import Source, no_fit, selected_features
 from fedctl_agent.trainers.contract import JobError
+from fedctl_wire.limits import MIB
 from fedctl_wire.messages import DataNeeds
 from fedctl_wire.sources import shown
 
 _BUSY_S = 30.0  # for a writer to let go
 _FETCH_ROWS = 256
+_VALUE_BYTES = 1 * MIB  # of a cell, as of a line of text: a blob must not fill the memory
 _COLUMNS = "SELECT name FROM pragma_table_xinfo(?)"
 _NOT_READABLE = ": let the agent's user write to its directory, or the recorder keep it open"
 
@@ -73,6 +75,7 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, bool]:
     """An open database, and whether it is read as a file that nobody writes to."""
     where = f"file:{quote(str(path.absolute()))}?mode=ro"
     database = sqlite3.connect(where, uri=True, timeout=_BUSY_S)
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_BYTES)
     try:
         return _restricted(database), False
     except sqlite3.Error as error:
@@ -80,6 +83,7 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, bool]:
         if not _without_log(error) or _stamps(path)[1] is not None:
             raise
     database = sqlite3.connect(f"{where}&immutable=1", uri=True)
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_BYTES)
     try:
         return _restricted(database), True
     except sqlite3.Error:
@@ -113,6 +117,8 @@ def _without_log(error: sqlite3.Error) -> bool:
 
 
 def _way_out(error: sqlite3.Error) -> str:
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_TOOBIG":
+        return f": it has a value of more than {_VALUE_BYTES} bytes"
     return _NOT_READABLE if _without_log(error) else ""
 
 

@@ -211,3 +211,17 @@ def test_a_view_runs_no_function_that_an_application_defined(
     with pytest.raises(JobError, match=r"^watch\.db cannot be read") as caught:
         data(tmp_path, SOURCE.replace("samples", "evil"))
     assert caught.value.code == "data"
+
+
+def test_a_huge_value_is_refused_and_not_loaded(recorder: sqlite3.Connection, tmp_path: Path) -> None:
+    recorder.execute("INSERT INTO samples VALUES (zeroblob(20000000), 1, 0, 'e')")
+    with pytest.raises(JobError, match="it has a value of more than 1048576 bytes") as caught:
+        data(tmp_path)
+    assert caught.value.code == "data"
+
+
+def test_a_huge_value_of_a_column_that_is_not_asked_for_does_not_matter(
+    recorder: sqlite3.Connection, tmp_path: Path
+) -> None:
+    recorder.execute("INSERT INTO samples VALUES (65, 1, 0, zeroblob(20000000))")
+    assert len(data(tmp_path).y) == 4
