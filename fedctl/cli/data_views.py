@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedctl.cli.device_views import NO_DEVICES, error_json, exit_of, reasons, short
 from fedctl.cli.output import Column, Details, Table, View
-from fedctl.core.data_verdicts import Finding, Mark, age_s, days, missing_share, span
+from fedctl.core.data_verdicts import Finding, Mark, age_s, days, missing_share, since
 from fedctl.core.errors import DeviceError, ExitCode, FedctlError
 from fedctl_wire.codec import Json, to_json
 
@@ -65,11 +65,18 @@ def _problem(outcome: DataCheck) -> FedctlError | None:
 def _sentences(outcome: DataCheck) -> Iterator[str]:
     yield outcome.device
     if outcome.error is None and not outcome.sources:
-        yield "  ✗ no source of data: put a TOML there, or fedctl devices add --source FILE"
+        yield f"  ✗ no source of data: {_way_to_source(outcome)}"
     for check in outcome.sources:
         yield f'  source "{check.report.source}"   {_summary(outcome, check)}'.rstrip()
         for finding in check.findings:
             yield f"  {_MARKS[finding.mark]} {finding.text}"
+
+
+def _way_to_source(outcome: DataCheck) -> str:
+    """Only a device with a login takes a source file from here."""
+    if outcome.scheme == "ssh":
+        return f"put a TOML there, or fedctl devices add {outcome.device} URL --source FILE"
+    return "put a TOML into sources/ of its agent's state directory, at the device"
 
 
 def _summary(outcome: DataCheck, check: SourceCheck) -> str:
@@ -83,7 +90,7 @@ def _summary(outcome: DataCheck, check: SourceCheck) -> str:
     if covered is not None:
         parts.append(f"{covered:.0f} days" if covered >= 2 else f"{covered * 24:.0f} h")
     if age is not None:
-        parts.append(f"last one {span(max(0.0, age))} ago")
+        parts.append(f"last one {since(age)}")
     return ", ".join(parts)
 
 
@@ -102,7 +109,7 @@ def _cells(outcome: DataCheck) -> Iterator[Cells]:
             source.source,
             None if source.error else f"{source.examples:,}",
             None if covered is None else f"{covered:.0f}",
-            None if age is None else f"{span(max(0.0, age))} ago",
+            None if age is None else since(age),
             None if share is None else f"{100 * share:.1f}",
             check.model,
             error,

@@ -16,6 +16,7 @@ DAY_S = 86_400.0
 _RARE = 0.05  # a class with a smaller share of the examples
 _OFTEN_MISSING = 0.2  # of all cells, or of one feature's
 _LATE_S = 2 * DAY_S  # a recorder that writes has something newer
+_AGES_S = 1000 * 365.25 * DAY_S  # no recorder has run so long: more is no length of time
 _LISTED = 3  # names in a sentence
 
 
@@ -171,6 +172,10 @@ def _missing(source: SourceReport, facts: SourceFacts) -> Iterator[Finding]:
 def _gaps(facts: SourceFacts) -> Iterator[Finding]:
     if facts.gaps is None or facts.gap_s is None:
         return
+    if facts.gap_s >= _AGES_S:
+        text = f"its times make no sense: rows are {span(facts.gap_s)} apart"
+        yield Finding(Mark.NOTE, "gaps", text)
+        return
     if not facts.gaps:
         yield Finding(Mark.GOOD, "gaps", f"no gaps over {span(facts.gap_s)}")
         return
@@ -195,10 +200,17 @@ def _left_out(facts: SourceFacts) -> Iterator[Finding]:
 
 def span(seconds: float) -> str:
     """A length of time in its largest fitting unit, e.g. `2 h`, `96 days`."""
+    if seconds >= _AGES_S:
+        return "over 1000 years"
     for size, unit in ((DAY_S, "days"), (3600.0, "h"), (60.0, "min")):
         if seconds >= (2 * size if unit == "days" else size):
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.3g} s"
+
+
+def since(seconds: float) -> str:
+    """How long ago that was; a moment by a clock ahead of this one is told as such."""
+    return f"{span(seconds)} ago" if seconds >= 0 else f"{span(-seconds)} in the future"
 
 
 def _percent(part: float, whole: float) -> str:

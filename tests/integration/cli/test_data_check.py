@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from fedctl.cli.data_views import checked
+from fedctl.ops.data import DataCheck
 from tests.fleet import FEATURES, MODEL, TestAgent, TestFleet, fleet
 
 NAMES = [f"f{i}" for i in range(FEATURES)]
@@ -116,9 +118,11 @@ def test_a_model_that_does_not_fit_is_partial(three: TestFleet) -> None:
     assert done.returncode == 3
     assert done.stdout.count("does not fit wide@1: examples of 6 features, the model takes 9 features") == 2
     assert three.cli("data", "check", "dev-1", "--model", "no-such").returncode == 5
-    assert (
-        three.cli("data", "check", "dev-1").returncode == 0
-    )  # two models, none named: nothing to hold against
+    unnamed = three.cli("data", "check", "dev-1")  # two models, none named: nothing to hold against
+    assert unnamed.returncode == 0
+    assert "schema fits" not in unnamed.stdout
+    said = " ".join(unnamed.stderr.split())
+    assert said == f"fit is not checked, there are several models ({MODEL}, wide): name one by --model"
 
 
 def test_a_policy_that_shares_no_data_keeps_them(three: TestFleet) -> None:
@@ -129,6 +133,25 @@ def test_a_policy_that_shares_no_data_keeps_them(three: TestFleet) -> None:
     assert done.returncode == 0
     assert "! its policy keeps times, labels and gaps to itself" in done.stdout
     assert "label" not in done.stdout.replace("labels", "")
+
+
+def test_a_device_without_a_source_is_told_what_its_kind_can_do(three: TestFleet) -> None:
+    (source,) = (three.agents["dev-3"].state / "sources").glob("*.toml")
+    text = source.read_text()
+    source.unlink()
+    try:
+        done = three.cli("data", "check", "dev-3", "--model", MODEL)
+    finally:
+        source.write_text(text)
+    assert "put a TOML into sources/ of its agent's state directory" in done.stdout
+    assert "--source" not in done.stdout  # which devices on Unix sockets and HTTPS do not take
+
+
+def test_a_device_with_a_login_is_told_of_the_source_that_travels() -> None:
+    lines = list(checked([DataCheck(device="watch-02", scheme="ssh")]).blocks[0])  # type: ignore[call-overload]
+    assert lines[1] == (
+        "  ✗ no source of data: put a TOML there, or fedctl devices add watch-02 URL --source FILE"
+    )
 
 
 def test_devices_that_do_not_answer(three: TestFleet) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedctl.core.data_verdicts import Finding, Mark, Wanted, age_s, days, judge, missing_share, span
+from fedctl.core.data_verdicts import Finding, Mark, Wanted, age_s, days, judge, missing_share, since, span
 from fedctl_wire.messages import DataNeeds, DataReport, Reason, SourceFacts, SourceReport
 
 FACTS = SourceFacts(
@@ -94,6 +94,12 @@ def test_a_model_that_names_some_of_the_columns_fits() -> None:
             "age",
             "note the newest row is 20716 days ahead of the device's clock",
         ),
+        ({"gap_s": 1e300}, "gaps", "note its times make no sense: rows are over 1000 years apart"),
+        (
+            {"gaps": 1, "longest_gap_s": 2e300},
+            "gaps",
+            "note 1 gap over 2 h, the longest over 1000 years",
+        ),
         ({"unreadable_rows": 4}, "unreadable", "note 4 rows cannot be read"),
     ],
 )
@@ -151,3 +157,5 @@ def test_ages_days_and_shares() -> None:
         "24 h",
         "2 days",
     ]
+    assert span(1e300) == "over 1000 years"
+    assert (since(240), since(-7200)) == ("4 min ago", "2 h in the future")
