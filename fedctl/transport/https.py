@@ -31,6 +31,10 @@ _OLD_TLS = {"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "VERSION_TOO
 _ALERT = "_ALERT_"
 
 
+class _HungUpError(UnreachableError):
+    """The device ended the connection before it was one."""
+
+
 class HttpsTransport(Transport):
     """A TLS connection a stream.
 
@@ -57,6 +61,12 @@ class HttpsTransport(Transport):
         return f"{self._host} port {self._port}"
 
     def _dial(self, deadline: float) -> Stream:
+        try:
+            return self._secured(deadline)
+        except _HungUpError:  # a device that others crowd may have given up this one for them
+            return self._secured(deadline)
+
+    def _secured(self, deadline: float) -> Stream:
         context = _context(self._identity)
         link = context.wrap_socket(
             self._open(deadline), do_handshake_on_connect=False, suppress_ragged_eofs=False
@@ -86,7 +96,7 @@ class HttpsTransport(Transport):
         try:
             link.do_handshake()
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as error:
-            raise UnreachableError(
+            raise _HungUpError(
                 f"device {self.device} hung up in the TLS handshake at {self._where}", subject=self.device
             ) from error
         except ssl.SSLError as error:

@@ -94,6 +94,11 @@ class Connection:
         return True
 
     @property
+    def refused(self) -> bool:
+        """Whether the other side is allowed nothing; such a one makes room before all others."""
+        return False
+
+    @property
     def waiting_since(self) -> float | None:
         """Since when it waits for a request, or for the rest of its header; None while it serves one.
 

@@ -1,8 +1,9 @@
 """Listening sockets: a thread for each connection, capped together, without a tick while nothing happens.
 
 Whoever only waits holds no place against one who wants to be served: when all are taken, the connection
-that has been waiting for a handshake, a request or the rest of its header longest is closed, those of
-whom nothing is known before those who have shown who they are.
+that has been waiting for a handshake, a request or the rest of its header longest is closed. First go
+those that were refused, however lately, so that no flood of them pushes out a handshake that goes on; then
+those of whom nothing is known, then those who have shown who they are.
 
 Whatever a kind of socket needs before the first byte of HTTP happens in the connection's own thread, so
 that nobody can stall the accept loop.
@@ -71,9 +72,9 @@ class Places:
         self._free.release()
 
     def _make_room(self) -> bool:
-        waiting = [(c.trusted, c.waiting_since, c) for c in tuple(self._taken.values())]
-        candidates = [(trusted, since, c) for trusted, since, c in waiting if since is not None]
-        for _, _, connection in sorted(candidates, key=lambda candidate: candidate[:2]):
+        waiting = [(c, c.waiting_since) for c in tuple(self._taken.values())]
+        candidates = [(not c.refused, c.trusted, since, c) for c, since in waiting if since is not None]
+        for *_, connection in sorted(candidates, key=lambda candidate: candidate[:3]):
             if connection.give_up():  # not when its request came just now
                 return self._free.acquire(timeout=_ROOM_S)
         return False

@@ -145,26 +145,44 @@ class TlsConnection(Connection):
         self._contexts = contexts
         self._trust = trust
         self._certificate: PeerCertificate | None = None
+        self._refused = False
 
     @property
     def trusted(self) -> bool:
-        """Whether the other side has shown a certificate of the fleet."""
-        return self._certificate is not None
+        """Whether the other side has shown a certificate of the fleet that counts."""
+        return self._certificate is not None and not self._refused
+
+    @property
+    def refused(self) -> bool:
+        """Whether the handshake has failed, or the certificate does not count."""
+        return self._refused
 
     def serve(self) -> None:
         """Shake hands, then answer requests."""
         try:
             with contextlib.suppress(ConnectionClosed, OSError):  # TLS errors are OSErrors, too
-                self._certificate = self._shake_hands()
+                certificate = self._shake_hands()
+                self._refused = certificate is not None and not self._counts(certificate)
+                self._certificate = certificate
                 super().serve()
             with contextlib.suppress(OSError):
                 self._end_sending()
         finally:
             self._socket.close()
 
+    def _counts(self, certificate: PeerCertificate) -> bool:
+        try:
+            self._trust.role_of(certificate)
+        except ApiError:
+            return False
+        return True
+
     def _role_now(self) -> Role:
         if self._certificate is not None:
-            return self._trust.role_of(self._certificate)
+            self._refused = True  # until the roster of this moment says otherwise
+            role = self._trust.role_of(self._certificate)
+            self._refused = False
+            return role
         if self._trust.enrolled:
             raise ApiError(
                 403,
@@ -191,6 +209,7 @@ class TlsConnection(Connection):
 
     def _refuse_handshake(self, error: ssl.SSLError) -> NoReturn:
         """OpenSSL has told the caller why; stay until that can have arrived."""
+        self._refused = True
         if error.reason == "HTTP_REQUEST":
             socket.socket.send(self._socket, _PLAIN)
         self._linger()

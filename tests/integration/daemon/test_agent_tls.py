@@ -19,7 +19,16 @@ from fedctl_agent.daemon.routes import ROUTES, Route
 from fedctl_wire.messages import RosterOperator
 from fedctl_wire.names import Name
 from fedctl_wire.signing import generate_key, public_key
-from tests.fakes.tls_bed import LONG_AGO, OPERATOR, TlsBed, example_path, member, other_fleet, served_over_tls
+from tests.fakes.tls_bed import (
+    LONG_AGO,
+    OPERATOR,
+    TIMEOUT_S,
+    TlsBed,
+    example_path,
+    member,
+    other_fleet,
+    served_over_tls,
+)
 from tests.fakes.worker_program import result_content
 from tests.unit.worker.signed_fleet import DEVICE, FLEET
 
@@ -246,6 +255,46 @@ def test_who_has_shown_nothing_makes_room_before_who_is_known(tmp_path: Path) ->
         assert bed.call("GET", "/status", on=known).status == 200
         assert known.sock is sock  # not opened again
         known.close()
+
+
+def test_who_was_refused_makes_room_before_a_handshake_that_goes_on(tmp_path: Path) -> None:
+    bed = TlsBed(tmp_path / "state")
+    bed.enrol_with_certificates()
+    lasting = Deadlines(linger_s=TIMEOUT_S)
+    with (
+        served_over_tls(bed, connections=3, deadlines=lasting),
+        contextlib.ExitStack() as refused,
+        bed.tcp() as plain,  # has said nothing yet
+    ):
+        for _ in range(2):
+            rubbish = refused.enter_context(bed.tcp())
+            rubbish.sendall(b"SSH-2.0-x\r\n")
+            while rubbish.recv(4096):
+                pass
+        for _ in range(2):
+            assert bed.call("GET", "/status", shown=bed.operator).status == 200
+        with bed.context(bed.operator).wrap_socket(plain) as tls:
+            tls.sendall(b"GET /v1/status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert read_all(tls).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_certificate_that_is_not_listed_holds_no_place(tmp_path: Path, *, asks: bool) -> None:
+    bed = TlsBed(tmp_path / "state")
+    bed.enrol_with_certificates()
+    unlisted = member(bed.fleet.root, "operator/mallory", generate_key())
+    with served_over_tls(bed, connections=2), bed.tcp() as plain:
+        connection = bed.connection(unlisted)
+        if asks:
+            assert bed.call("GET", "/status", on=connection).status == 403
+        else:
+            connection.connect()
+            time.sleep(0.2)  # for the device's half of it
+        assert bed.call("GET", "/status", shown=bed.operator).status == 200
+        with bed.context(bed.operator).wrap_socket(plain) as tls:
+            tls.sendall(b"GET /v1/status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert read_all(tls).startswith(b"HTTP/1.1 200 ")
+        connection.close()
 
 
 def test_a_handshake_that_never_ends_is_given_up(hasty: TlsBed) -> None:

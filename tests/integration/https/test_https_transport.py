@@ -304,9 +304,26 @@ def test_who_hangs_up_in_the_handshake_may_be_tried_again(
     bed: Bed, serve: Callable[[socket.socket], object]
 ) -> None:
     plain = TlsPlace(None)
-    with RawPeer(plain, serve), bed.client(plain) as client, pytest.raises(UnreachableError) as caught:
-        client.health()
-    assert "watch-1" in caught.value.message
+    with RawPeer(plain, serve) as peer, bed.client(plain) as client:
+        with pytest.raises(UnreachableError, match="watch-1 hung up in the TLS handshake"):
+            client.health()
+        assert peer.accepted == 2
+
+
+def test_a_handshake_that_was_given_up_once_is_made_again(bed: Bed) -> None:
+    class Crowded(TlsPlace):
+        calls = 0
+
+        def secure(self, link: socket.socket) -> socket.socket:
+            self.calls += 1
+            if self.calls == 1:
+                raise ConnectionAbortedError
+            return super().secure(link)
+
+    place = Crowded(bed.context)
+    with FakeAgent(place) as agent, bed.client(place) as client:
+        assert client.health() == agent.health
+    assert place.calls == 2
 
 
 def test_a_handshake_that_never_ends_is_given_up_at_the_deadline(bed: Bed) -> None:
