@@ -12,6 +12,7 @@ from typing import Any
 _CLOCK_S = 60.0  # off by more: a person should look
 _CLOCK_WORDS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"), (1, "seconds"))
 _LITTLE_DISK_BYTES, _LITTLE_DISK_SHARE = 100e6, 0.05
+_LOCAL_POLICY = "policy.local.json"  # named by the device, when that is the file
 _NO_DISK_BYTES = 20e6  # not enough for a model and its update
 _MIB = 1024 * 1024
 _RENEW_DAYS = 90
@@ -81,10 +82,26 @@ def judge_certificate(expires: datetime, now: datetime) -> Finding:
     return Finding("certificate", verdict, words, "`fedctl init --root-key PATH` renews it")
 
 
+def judge_policy(device: str, url: str, status: Mapping[str, Any]) -> Finding | None:
+    """A policy that cannot be read, with which the device refuses everything; None where nothing is wrong."""
+    error = _of(status, "policy").get("error")
+    if not error:
+        return None
+    hint = (
+        "mend its policy.local.json, at the device"
+        if _LOCAL_POLICY in str(error)
+        else "at the device stop the agent, delete identity/ of its state directory and start it again; "
+        f"then fedctl devices add {device} {url}"
+    )
+    return Finding("policy", Verdict.FAILED, str(error), hint)
+
+
 def judge_disk(status: Mapping[str, Any]) -> Finding:
     """Room for models and updates."""
     resources = status.get("resources")
     if not isinstance(resources, Mapping):
+        if _of(status, "policy").get("error"):
+            return Finding("disk", Verdict.NOT_REACHED, "disk: not told while its policy cannot be read")
         return Finding("disk", Verdict.NOT_REACHED, "disk: its policy does not share telemetry")
     disk = resources.get("disk")
     if not isinstance(disk, Mapping):

@@ -190,7 +190,9 @@ class _Walk:
         self._add(verdicts.judge_clock(health.time, ours))
         self._add(verdicts.judge_roster(self.device.name, health.roster_serial, self.fleet.roster_serial))
         status = client.status()
+        policy = verdicts.judge_policy(self.device.name, admin_endpoint(self.device).url, status)
         for finding in (
+            *([policy] if policy else []),
             verdicts.judge_disk(status),
             verdicts.judge_cgroup(status),
             verdicts.judge_limits(status),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -54,3 +55,33 @@ def test_a_policy_that_keeps_telemetry_is_no_fault(two: TestFleet) -> None:
         path.unlink()
     assert done.returncode == 0
     assert "its policy does not share telemetry" in done.stdout
+
+
+def test_a_torn_policy_is_what_is_wrong_and_a_new_enrolment_mends_it(two: TestFleet) -> None:
+    agent = two.agents["dev-2"]
+    (path,) = agent.state.rglob("policy.json")
+    path.write_bytes(path.read_bytes()[:40])
+    done = two.cli("devices", "check", "dev-2")
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 3, done.stderr
+    assert "this device refuses everything: its policy cannot be read" in said
+    assert "does not share telemetry" not in said
+    assert "delete identity/ of its state directory" in said
+    assert f"then fedctl devices add dev-2 unix://{agent.socket}" in said
+    agent.kill()
+    shutil.rmtree(agent.state / "identity")
+    agent.start()
+    added = two.cli("devices", "add", "dev-2", f"unix://{agent.socket}")
+    assert added.returncode == 0, added.stderr
+    assert two.cli("devices", "check", "dev-2").returncode == 0
+
+
+def test_a_local_policy_with_a_slip_is_mended_at_the_device(two: TestFleet) -> None:
+    path = two.agents["dev-1"].state / "policy.local.json"
+    path.write_text('{"share": ')
+    try:
+        done = two.cli("devices", "check", "dev-1")
+    finally:
+        path.unlink()
+    assert done.returncode == 3
+    assert "mend its policy.local.json, at the device" in " ".join(done.stdout.split())
