@@ -12,6 +12,7 @@ from fedctl.ops.authority import operator_identity
 from fedctl.ops.roster import stored_roster
 from fedctl.release.keys import login_path
 from fedctl.transport import DEFAULT_TIMEOUT_S, AgentClient, connect
+from fedctl.transport.typed import typed_words
 from fedctl_wire.messages import Health
 from fedctl_wire.signing import key_id
 
@@ -61,8 +62,8 @@ def greet(client: AgentClient, device: Device, home: Home, *, roster_serial: int
     if health.device != device.name:
         raise TrustError(
             f"at the address of {device.name} answers {health.device or 'a device that is not enrolled'}",
-            hint=f"look which device has {device.url} now; "
-            f"if it is {device.name}, set up anew: fedctl devices add {device.name} {device.url}",
+            hint=f"look which device has {device.url} now; if it is {device.name}, set up anew: "
+            f"fedctl devices add {device.name} {typed_words(device.facts, device.url)}",
             subject=device.name,
             code="identity",
         )

@@ -16,6 +16,7 @@ from fedctl.transport.base import DEFAULT_TIMEOUT_S, ClientIdentity, Endpoint, T
 from fedctl.transport.client import AgentClient
 from fedctl.transport.commands import why_no_commands
 from fedctl.transport.pool import retrying, sweep
+from fedctl.transport.typed import URL_FACT, typed_words
 from fedctl_wire.codec import Json
 
 __all__ = [
@@ -52,7 +53,7 @@ def connect(
         url: `unix:///PATH`, `ssh://[user@]host[:port]` or `https://host[:port]`.
         host_key: SSH: the pinned key, `ssh-ed25519 AAAA…`.
         login_key: SSH: the fleet's login key, an unencrypted OpenSSH private key file.
-        facts: SSH: what the device's row says of the jump hosts on the way, as `Route.facts` wrote it.
+        facts: SSH: what the device's row says of the way there: `Route.facts` and `typed_facts`.
         pin: HTTPS: the SHA-256 of the device's raw public identity key, hex.
         identity: HTTPS: what the workstation shows; None before the first enrolment.
         timeout_s: How long one call may take; transfers get more by their size, long polls by their wait.
@@ -89,4 +90,8 @@ def _transport(
     from fedctl.transport.ssh import SshTransport
 
     route = Route.from_facts(facts)
-    return SshTransport(device, endpoint, host_key=host_key, login_key=login_key, route=route)
+    transport = SshTransport(device, endpoint, host_key=host_key, login_key=login_key, route=route)
+    if URL_FACT in facts:
+        words = typed_words(facts, endpoint.url)
+        transport.mend = f"`fedctl devices add {device} {words}` repairs it (run it again)"
+    return transport

@@ -114,6 +114,7 @@ class Transport(ABC):
 
     def __init__(self, device: str) -> None:
         self.device = device
+        self.mend = ""  # what to do about an agent that is down, in place of what the address alone says
 
     def dial(self, *, deadline: float) -> Stream:
         """Open a stream to the agent before `deadline`.
@@ -125,7 +126,9 @@ class Transport(ABC):
         """
         try:
             return self._dial(deadline)
-        except FedctlError:
+        except FedctlError as error:
+            if self.mend and error.code == "agent_down":
+                error.hint = self.mend
             raise
         except Exception as error:
             raise UnreachableError(

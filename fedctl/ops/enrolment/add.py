@@ -20,6 +20,7 @@ from fedctl.ops.enrolment.enrol import (
     NewDevice,
     check_free,
     check_identity,
+    check_membership,
     enrol,
     enrolled_as,
 )
@@ -28,11 +29,12 @@ from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.source import Source, read_source
 from fedctl.ops.enrolment.survey import Placement
 from fedctl.ops.enrolment.undo import Undo
-from fedctl.ops.enrolment.visit import LOGIN_FACT, AdminLogin
+from fedctl.ops.enrolment.visit import LOGIN_FACT, AdminLogin, ssh_config_for
 from fedctl.release.keys import login_path
 from fedctl.release.login_key import login_id
 from fedctl.store import Store
 from fedctl.transport import AdminSession, AgentClient, Endpoint, connect, open_admin
+from fedctl.transport.typed import URL_FACT, typed_facts
 from fedctl_wire.codec import Json
 from fedctl_wire.errors import WireError
 from fedctl_wire.messages import Health, Identity
@@ -134,10 +136,11 @@ class Addition:
         """Install the agent where it is missing, start it, enrol it; a failure takes all of it back."""
         self.observer(DeviceProgress(self.name, "connecting"))
         earlier = self._earlier()
+        ssh_config = ssh_config_for(earlier, admin) if earlier else admin.ssh_config
         with open_admin(
             self.endpoint,
             via=Endpoint.parse(admin.via) if admin.via else None,
-            ssh_config=admin.ssh_config,
+            ssh_config=ssh_config,
             accept_host_key=admin.accept_host_key,
             ask=admin.ask,
             login_key=login_path(self.home),
@@ -150,6 +153,7 @@ class Addition:
             self.observer(DeviceProgress(self.name, "probing"))
             installation = survey(DeviceShell(session, self.name), self.home, placement)
             self.observer(DeviceProgress(self.name, "probed", installation.probe.sentence))
+            self._check_state(installation)
             if self.dry_run:
                 installation.check_wheels(self.home, wheels)
                 return self._foresee(installation, existing, session.endpoint.url)
@@ -157,14 +161,22 @@ class Addition:
                 outcome = installation.carry_out(
                     self.home, undo, offline=wheels, source=self.source, observer=self.observer
                 )
-                result = self._join_installed(installation, outcome, existing, session)
+                typed = typed_facts(self.endpoint.url, ssh_config)
+                result = self._join_installed(installation, outcome, existing, session, typed)
             installation.tidy()
             return result
+
+    def _check_state(self, installation: Installation) -> None:
+        """Refuse what the agent would refuse, before it is installed and started for that."""
+        found = installation.found
+        if found.enrolled and found.root_key is not None:
+            state = installation.places.state
+            check_membership(self.store, self.name, found.root_key, found.member, state=state)
 
     def _earlier(self) -> Device | None:
         """The earlier enrolment under this name and address, as typed or as resolved."""
         for device in self.store.devices():
-            typed_before = device.facts.get("admin_url")
+            typed_before = device.facts.get(URL_FACT)
             if device.name == self.name and self.endpoint.url in {device.url, typed_before}:
                 return device
         return None
@@ -179,14 +191,19 @@ class Addition:
         )
 
     def _join_installed(
-        self, installation: Installation, outcome: Outcome, existing: Device | None, session: AdminSession
+        self,
+        installation: Installation,
+        outcome: Outcome,
+        existing: Device | None,
+        session: AdminSession,
+        typed: Mapping[str, Json],
     ) -> AddResult:
         url, host_key = session.endpoint.url, session.host_key
         facts: dict[str, Json] = {
             **installation.facts(outcome.service),
             **session.route.facts(),
             LOGIN_FACT: login_id(self.home),
-            "admin_url": self.endpoint.url,  # as typed: it may be an alias of the admin's configuration
+            **typed,
         }
         known = Known(
             host_key=host_key,

@@ -92,20 +92,8 @@ def check_identity(store: ReadStore, name: str, identity: Identity) -> None:
     Raises:
         TrustError: Saying which.
     """
-    if identity.enrolled and identity.root_key != store.fleet().root_key:
-        raise TrustError(
-            f"device {name} is enrolled in another fleet{_named(identity)}",
-            hint="take it out there first, or at the device stop the agent and delete its state directory",
-            subject=name,
-            code="other_root",
-        )
-    if identity.enrolled and identity.device != name:
-        raise TrustError(
-            f"this device is enrolled in this fleet already{_named(identity)}, not as {name}",
-            hint="add it under that name, or at the device stop the agent and delete its state directory",
-            subject=name,
-            code="other_name",
-        )
+    if identity.enrolled:
+        check_membership(store, name, identity.root_key, identity.device)
     for device in store.devices():
         if device.identity_key == identity.identity_key and device.name != name:
             raise TrustError(
@@ -115,6 +103,40 @@ def check_identity(store: ReadStore, name: str, identity: Identity) -> None:
                 subject=name,
                 code="identity_in_use",
             )
+
+
+def check_membership(
+    store: ReadStore, name: str, root_key: str | None, member: str | None, *, state: str = ""
+) -> None:
+    """Refuse an enrolled device that is in another fleet, or in this one under another name.
+
+    Args:
+        store: The fleet's database.
+        name: What the device is to be called.
+        root_key: That the device pinned.
+        member: Its name in that root's fleet; None: not known.
+        state: Its state directory, where that is known, for the way out.
+
+    Raises:
+        TrustError: Saying which.
+    """
+    known_as = f" as {member}" if member else ""
+    at_device = f"at the device stop the agent and delete its state directory{state and f' {state}'}"
+    if root_key != store.fleet().root_key:
+        raise TrustError(
+            f"device {name} is enrolled in another fleet{known_as}",
+            hint=f"that fleet lets it go by: fedctl devices remove {member or 'NAME'} --purge "
+            f"(without --purge the enrolment stays); or {at_device}",
+            subject=name,
+            code="other_root",
+        )
+    if member is not None and member != name:
+        raise TrustError(
+            f"this device is enrolled in this fleet already{known_as}, not as {name}",
+            hint=f"add it under that name, or {at_device}",
+            subject=name,
+            code="other_name",
+        )
 
 
 def enrolled_as(device: Device | None, identity: Identity) -> bool:
@@ -250,7 +272,3 @@ def _store(store: Store, candidate: Candidate, entry: RosterDevice) -> Device:
         detail={"url": device.url, "identity_key": device.identity_key, "serial": device.serial},
     )
     return store.device(device.name)
-
-
-def _named(identity: Identity) -> str:
-    return f" as {identity.device}" if identity.device else ""

@@ -162,7 +162,7 @@ class Installation:
         done += self.prepare_state(undo, source)
         done += self._add_key(undo)
         observer(DeviceProgress(self.device, "starting"))
-        if not self.found.enrolled:
+        if not self.found.enrolled or self.found.launcher is None:  # nothing of it ran that should again
             undo.add("the agent still runs", lambda: self._service("stop"))
         started = self.start(restart=not self.up_to_date)
         return Outcome((*done, *started.done), started.verdict + self._closed_data(), started.service)

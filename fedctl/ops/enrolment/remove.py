@@ -13,7 +13,7 @@ from fedctl.core.records import Device
 from fedctl.ops.enrolment.install import uninstall
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.enrolment.survey import placement_of
-from fedctl.ops.enrolment.visit import AdminLogin, admin_endpoint, visit
+from fedctl.ops.enrolment.visit import AdminLogin, admin_endpoint, ssh_config_for, visit
 from fedctl.ops.fleet import actor
 from fedctl.ops.roster import issue_roster, keep_roster, roster_turn
 from fedctl.store import Store
@@ -68,7 +68,7 @@ class Removal:
     def _alias_hint(self, device: Device) -> str:
         """A device may have been added by a name that only another SSH configuration knows."""
         typed = admin_endpoint(device).host
-        if self.admin.ssh_config is not None or typed == Endpoint.parse(device.url).host:
+        if ssh_config_for(device, self.admin) is not None or typed == Endpoint.parse(device.url).host:
             return ""
         return f"{typed} was a name in an SSH configuration when it was added: say which by -F FILE"
 

@@ -14,6 +14,7 @@ from fedctl.ops.enrolment.survey import Places
 from fedctl.release.keys import login_path
 from fedctl.transport import AdminSession, Endpoint, open_admin
 from fedctl.transport.jump import Route
+from fedctl.transport.typed import URL_FACT, typed_config, typed_words
 
 LOGIN_FACT = "login_key"  # of a device's row: which login key its line has
 
@@ -48,7 +49,7 @@ def visit(
     with open_admin(
         admin_endpoint(device),
         via=Endpoint.parse(admin.via) if admin.via else None,
-        ssh_config=admin.ssh_config or Route.from_facts(device.facts).ssh_config,
+        ssh_config=ssh_config_for(device, admin),
         accept_host_key=admin.accept_host_key,
         ask=admin.ask,
         login_key=login_path(home),
@@ -67,7 +68,12 @@ def visit(
 
 def admin_endpoint(device: Device) -> Endpoint:
     """The address as the admin typed it at enrolment; it may be an alias of an SSH configuration."""
-    return Endpoint.parse(str(device.facts.get("admin_url", device.url)))
+    return Endpoint.parse(str(device.facts.get(URL_FACT, device.url)))
+
+
+def ssh_config_for(device: Device, admin: AdminLogin) -> Path | None:
+    """The SSH configuration to log in with: the one that is named now, else the one of the enrolment."""
+    return admin.ssh_config or typed_config(device.facts) or Route.from_facts(device.facts).ssh_config
 
 
 def no_agent(device: Device, places: Places, host_key: str) -> DeviceError:
@@ -81,7 +87,7 @@ def no_agent(device: Device, places: Places, host_key: str) -> DeviceError:
     return DeviceError(
         f"device {device.name} has no agent any more in {places.prefix}",
         hint=f"install it again: {forget}fedctl devices add {device.name} "
-        f"{admin_endpoint(device).url}{system}",
+        f"{typed_words(device.facts, device.url)}{system}",
         subject=device.name,
         code="no_agent",
     )

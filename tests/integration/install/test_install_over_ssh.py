@@ -17,6 +17,7 @@ from fedctl.core.progress import DeviceProgress, Event
 from fedctl.ops import devices
 from fedctl.ops.devices import AddResult, NewDevice
 from fedctl.ops.enrolment import install
+from fedctl.ops.enrolment.add import Addition
 from fedctl.ops.enrolment.shell import DeviceShell
 from fedctl.ops.fleet import init
 from fedctl.store import Store
@@ -213,6 +214,36 @@ def test_another_fleet_takes_nothing_over_and_a_removed_device_keeps_its_identit
     assert again is not None
     assert again.identity_key == first.identity_key
     assert ping(store, home) is None
+
+
+@pytest.mark.usefixtures("light")
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_device_that_another_fleet_left_enrolled_is_refused_and_nothing_runs(
+    store: Store, home: Home, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, readable: bool
+) -> None:
+    """Its state directory says so before anything is installed; else the agent, which is stopped again."""
+    add(store, home, board)
+    devices.remove(store, home, store.devices(), admin=board.admin)
+    before = board.listing()
+    other = Home(tmp_path / "other")
+    init(other)
+    other.wheels.parent.mkdir()
+    other.wheels.symlink_to(home.wheels)
+    if not readable:
+        monkeypatch.setattr(Addition, "_check_state", lambda _addition, _installation: None)
+    seen: list[Event] = []
+    with Store.open(other) as theirs, pytest.raises(TrustError) as error:
+        add(theirs, other, board, observer=seen.append)
+    assert (error.value.code, "as watch-1" in error.value.message) == ("other_root", True)
+    assert "fedctl devices remove watch-1 --purge" in error.value.hint
+    assert "left behind" not in error.value.hint
+    assert board.agents() == []
+    assert not board.prefix.exists()
+    if readable:
+        assert board.listing() == before
+        assert str(board.state) in error.value.hint
+        stages = {event.stage for event in seen if isinstance(event, DeviceProgress)}
+        assert "installing" not in stages
 
 
 def test_host_keys_are_strict(store: Store, home: Home, board: Board) -> None:

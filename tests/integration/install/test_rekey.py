@@ -16,12 +16,13 @@ from fedctl.core.home import Home
 from fedctl.ops import devices
 from fedctl.ops.devices import AdminLogin, NewDevice
 from fedctl.ops.enrolment.rekey import RekeyOutcome, rekey
+from fedctl.ops.enrolment.upgrade import upgrade
 from fedctl.release.keys import login_path, login_public
 from fedctl.release.login_key import previous_path, replace_login
 from fedctl.store import Store
 from fedctl.transport.sshlink import fingerprint
 from tests.integration.install.conftest import Board
-from tests.system import Sshd
+from tests.system import Sshd, eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("light")]
 
@@ -156,7 +157,8 @@ def test_a_device_without_its_agent_is_added_again_and_stays_a_member(
     error = rekeyed(fleet, home, board.admin).error
     assert isinstance(error, DeviceError)
     assert error.code == "no_agent"
-    assert error.hint == f"install it again: fedctl devices add watch-1 {board.url}"
+    again = f"fedctl devices add watch-1 {board.url} -F {board.admin.ssh_config}"
+    assert error.hint == f"install it again: {again}"
     before = fleet.device("watch-1")
     devices.add(fleet, home, NewDevice(name="watch-1", url=board.url), admin=board.admin)
     after = fleet.device("watch-1")
@@ -177,7 +179,7 @@ def test_a_device_that_was_set_up_anew_has_to_be_forgotten_first(
     forget, _, add = error.hint.removeprefix("install it again: ").partition(", then ")
     assert (forget, add) == (
         "fedctl devices remove watch-1 --forget",
-        f"fedctl devices add watch-1 {board.url}",
+        f"fedctl devices add watch-1 {board.url} -F {board.admin.ssh_config}",
     )
     new = NewDevice(name="watch-1", url=board.url)
     with pytest.raises(TrustError, match="another host key"):
@@ -185,6 +187,37 @@ def test_a_device_that_was_set_up_anew_has_to_be_forgotten_first(
     devices.remove(fleet, home, fleet.devices(), admin=accepted, forget=True)
     devices.add(fleet, home, new, admin=accepted)
     assert answers(fleet, home)
+
+
+def test_the_way_it_was_typed_is_remembered_and_said(
+    store: Store, home: Home, board: Board, tmp_path: Path
+) -> None:
+    """An alias that one file knows: without that file neither a command nor a hint leads to the device."""
+    config = tmp_path / "of the belts"
+    place = (
+        f"Host belt-c\n  HostName {board.sshd.address}\n  Port {board.sshd.port}\n  User {board.bed.user}\n"
+    )
+    config.write_text(place + board.admin.ssh_config.read_text() if board.admin.ssh_config else place)
+    typed = f"ssh://belt-c -F '{config}'"
+    new = NewDevice(name="watch-1", url="ssh://belt-c")
+    devices.add(store, home, new, admin=replace(board.admin, ssh_config=config))
+    bare = AdminLogin()
+    assert rekeyed(store, home, bare).steps == ("its line is there already",)
+    assert upgrade(store, home, store.devices(), admin=bare)[0].error is None
+    assert not devices.add(store, home, new, admin=bare).changed
+    for process in board.agents():
+        process.kill()
+    eventually(lambda: not board.agents(), "the agent's processes end")
+    (ping,) = devices.ping(store, home, store.devices())
+    assert ping.error is not None
+    assert ping.error.hint == f"`fedctl devices add watch-1 {typed}` repairs it (run it again)"
+    shutil.rmtree(board.prefix)
+    for error in (
+        rekeyed(store, home, bare).error,
+        upgrade(store, home, store.devices(), admin=bare)[0].error,
+    ):
+        assert error is not None
+        assert error.hint == f"install it again: fedctl devices add watch-1 {typed}"
 
 
 # ------------------------------------------------------------------ by another's login

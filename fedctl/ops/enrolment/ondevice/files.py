@@ -8,6 +8,7 @@ run again. The launcher is the one pointer to the installed version and is repla
 import base64
 import compileall
 import contextlib
+import json
 import os
 import py_compile
 import re
@@ -35,9 +36,21 @@ def inspect(launcher: str, state: str, key_line: str | None = None) -> dict[str,
         "launcher": _read(Path(launcher)),
         "state": directory.exists(),
         "enrolled": (directory / "identity/root.json").exists(),
+        **_membership(directory / "identity"),
         "trust_files": [name for name in _TRUST_FILES if (directory / name).exists()],
         "sources": sorted(path.name for path in directory.glob("sources/*.toml")),
     }
+
+
+def _membership(identity: Path) -> dict[str, str | None]:
+    """The pinned root and the device's name in its fleet; None where a file is missing or makes no sense."""
+    root = member = None
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        root = str(json.loads((identity / "root.json").read_bytes())["root_key"])
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        envelope = json.loads((identity / "enrolment.json").read_bytes())
+        member = str(json.loads(base64.b64decode(envelope["payload"]))["device"])
+    return {"root_key": root, "member": member}
 
 
 def inspect_key(line: str) -> dict[str, Any]:
