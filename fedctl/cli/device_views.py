@@ -54,6 +54,8 @@ def listed(devices: Sequence[Device]) -> View:
 
 def shown(device: Device, deployments: Sequence[Deployment]) -> View:
     """One device and what is in its slots."""
+    from fedctl_wire.signing import fingerprint
+
     pairs = (
         ("name", device.name),
         ("url", device.url),
@@ -65,6 +67,7 @@ def shown(device: Device, deployments: Sequence[Deployment]) -> View:
         ("python", device.python),
         ("enrolled", seconds(device.enrolled_at)),
         ("last seen", seconds(device.last_seen)),
+        ("identity", fingerprint(device.identity_key)),
         ("identity key", device.identity_key),
         ("host key", device.host_key),
         ("notes", device.notes),
@@ -115,7 +118,12 @@ def added_many(outcomes: Sequence[RowOutcome], *, dry_run: bool) -> View:
     failed = any(errors)
     return View(
         {"devices": rows, "dry_run": dry_run},
-        [Table(columns, cells), reasons([(o.device, o.error) for o in outcomes]), [summary]],
+        [
+            Table(columns, cells),
+            Details([(o.device, (o.result.verdict,)) for o in outcomes if o.result and o.result.verdict]),
+            reasons([(o.device, o.error) for o in outcomes]),
+            [summary],
+        ],
         rows,
         [o.device for o in outcomes if o.error is None],
         action=not failed and not dry_run,

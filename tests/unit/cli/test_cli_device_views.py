@@ -10,8 +10,12 @@ from fedctl.cli import device_views as views
 from fedctl.cli import model_views
 from fedctl.cli.output import Details, Format, show
 from fedctl.core.errors import ConfigError, UnreachableError
+from fedctl.core.records import Device, DeviceState
 from fedctl.ops.devices import PingOutcome, RemoveOutcome
+from fedctl.ops.enrolment.add import AddResult
+from fedctl.ops.enrolment.many import RowOutcome, RowState
 from fedctl.ops.models import PushOutcome, PushResult
+from fedctl_wire.signing import fingerprint
 
 WHY = "could not be reached at 127.0.0.9 port 22922: connection refused"
 ERROR = UnreachableError(
@@ -90,3 +94,36 @@ def test_long_sentences_wrap_below_their_name_and_words_stay_whole() -> None:
     assert lines[1].startswith("  word")
     assert lines[-1] == "  " + "x" * 100
     assert list(Details([]).lines(80)) == []
+
+
+def test_a_file_s_table_says_how_each_new_agent_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = "a supervisor keeps it running until a reboot; there is no cron"
+    result = AddResult(name="watch-00", url="ssh://a", device=None, changed=True, steps=(), verdict=verdict)
+    outcomes = [
+        RowOutcome(line=2, device="watch-00", url="ssh://a", state=RowState.ADDED, result=result),
+        RowOutcome(line=3, device="watch-01", url="ssh://b", state=RowState.UNCHANGED),
+    ]
+    show(views.added_many(outcomes, dry_run=False), None, quiet=False)
+    out = capsys.readouterr().out
+    assert f"watch-00: {verdict}" in out
+    assert "watch-01:" not in out
+
+
+def test_a_device_is_shown_with_the_fingerprint_that_adding_it_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    device = Device(
+        name="watch-00",
+        url="ssh://a",
+        identity_key="ab" * 32,
+        host_key=None,
+        arch=None,
+        python=None,
+        agent_version=None,
+        last_seen=None,
+        serial=1,
+        state=DeviceState.ENROLLED,
+        enrolled_at="2026-01-01T00:00:00.000000Z",
+    )
+    show(views.shown(device, []), None, quiet=False)
+    assert fingerprint(device.identity_key) in capsys.readouterr().out
