@@ -74,10 +74,10 @@ class Found:
     authorized_keys: str | None  # base64 of the file
     state: bool
     enrolled: bool
-    root_key: str | None  # that its enrolment pinned
-    member: str | None  # its name in that fleet
     trust_files: tuple[str, ...]
     sources: tuple[str, ...]
+    root_key: str | None = None  # that its enrolment pinned
+    member: str | None = None  # its name in that fleet
 
 
 @dataclass(frozen=True, slots=True)
