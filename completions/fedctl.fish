@@ -464,7 +464,7 @@ function __fedctl_level
             set -a __fedctl_valued '--rounds=none'
             set -a __fedctl_flags '--skip-if-running'\t'Do nothing if another run has the model'
             set -a __fedctl_flags '--strict'\t'Exit code 3 if a device dropped out'
-            set -a __fedctl_flags '--until'\t'End early, e.g. at '\''auroc>=0.85'\'''
+            set -a __fedctl_flags '--until'\t'End early, e.g. at '\''auroc>=0.85'\'' (two classes), or by macro_f1, accuracy or loss'
             set -a __fedctl_valued '--until=none'
             set -a __fedctl_flags '--quorum'\t'Updates that are needed; by default half'
             set -a __fedctl_valued '--quorum=none'
