@@ -11,13 +11,13 @@ are looked up whenever a process first goes that way.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from fedctl.core.errors import ConfigError, FedctlError, TrustError, UnreachableError
 from fedctl.transport.base import Endpoint, describe, remaining_s
@@ -264,11 +264,27 @@ def _key(path: Path | None) -> paramiko.PKey | None:
         return None
 
 
+class _Forwarded:
+    """A stream through a jump host. Closing it never fails: the connection below it may be gone first."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def close(self) -> None:
+        """Close it; the thread that reads a connection over it has nobody to tell of a failure."""
+        with contextlib.suppress(EOFError, OSError):
+            self._channel.close()
+
+
 def _forward(link: paramiko.Transport, hop: Hop, host: str, port: int, deadline: float) -> paramiko.Channel:
     import paramiko
 
     try:
-        return link.open_channel("direct-tcpip", (host, port), _NOWHERE, timeout=remaining_s(deadline))
+        channel = link.open_channel("direct-tcpip", (host, port), _NOWHERE, timeout=remaining_s(deadline))
+        return cast("paramiko.Channel", _Forwarded(channel))
     except paramiko.ChannelException as error:
         if error.code == _PROHIBITED:
             raise TrustError(
@@ -286,7 +302,7 @@ def _forward(link: paramiko.Transport, hop: Hop, host: str, port: int, deadline:
         raise UnreachableError(f"{hop.name} did not connect to {host} port {port}: {reason}") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _about(device: str, route: Route) -> Iterator[None]:
     """Errors of a jump host name the device behind it; each device gets an error of its own."""
     through = ", ".join(hop.name for hop in route.hops)

@@ -286,7 +286,14 @@ class Tasks:
     def _start_next(self) -> None:
         if self._queue and self._running is None:
             arguments = (self._queue[0],)
-            threading.Thread(target=self._start, args=arguments, name="task-start", daemon=True).start()
+            threading.Thread(target=self._start_alone, args=arguments, name="task-start", daemon=True).start()
+
+    def _start_alone(self, task_id: str) -> None:
+        """Start a task for which nobody waits."""
+        try:
+            self._start(task_id)
+        except OSError as error:
+            self._log.write("error", f"a job could not be started: {error}", task=task_id)
 
     def _finish(self, task: TaskDir) -> None:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedctl.ops.enrolment.ondevice import service as device_service
+from tests.system import eventually
 
 AGENT = """#!{python} -IS
 import os, signal, socket, sys, time
@@ -178,7 +179,7 @@ def test_systemd_with_linger_runs_it_as_a_unit_and_linger_is_given_back(device: 
     assert not device.start()["done"]
     pid = device.pid()
     assert device.start(remark="# newer\n")["done"] == "started the agent"  # the unit has changed
-    assert device.pid() != pid
+    eventually(lambda: device.pid() != pid, what="the new daemon writes its number")
     assert not device.start(remark="# newer\n")["done"]
     device.stop()
     assert not device.unit.exists()
