@@ -255,6 +255,23 @@ def test_a_result_survives_the_daemon_until_it_is_acknowledged(
     assert process_bed.runs() == ["result"]
 
 
+def test_a_run_that_cannot_be_counted_after_a_restart_is_told_in_the_log(
+    process_bed: Bed, start_daemon: StartDaemon
+) -> None:
+    process_bed.behave(jobs=["hang"])
+    daemon = start_daemon(process_bed)
+    request = process_bed.request(process_bed.push())
+    process_bed.put_task(request)
+    daemon.kill()
+    marks = process_bed.state.tasks / request.task_id / "marks"
+    marks.unlink()
+    marks.symlink_to("/nowhere/marks")
+    start_daemon(process_bed)
+    log = process_bed.state.log
+    wait_for(lambda: "a job could not be started" in log.read_text(), what="the log tells")
+    assert process_bed.client("GET", "/status").json["task"] is None
+
+
 def test_a_cancelled_task_stays_cancelled_when_the_daemon_dies(
     process_bed: Bed, start_daemon: StartDaemon
 ) -> None:
