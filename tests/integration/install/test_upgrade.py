@@ -159,4 +159,5 @@ def test_a_device_that_lost_its_agent_is_told_how_it_comes_back(
     error = run(store, home, board).error
     assert error is not None
     assert error.code == "no_agent"
-    assert error.hint == f"install it again: fedctl devices add watch-1 {board.url}"
+    again = f"install it again: fedctl devices add watch-1 {board.url}"
+    assert error.hint == f"{again} -F {board.admin.ssh_config}"
